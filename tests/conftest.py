@@ -1,0 +1,74 @@
+"""Runs a lesson as a reader does (headless, in an empty folder) and hands its namespace to the tests."""
+import contextlib
+import io
+import os
+import pathlib
+import runpy
+import sys
+import types
+import warnings
+
+os.environ["MPLBACKEND"] = "Agg"
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+class Run(types.SimpleNamespace):
+    """ns: the globals that the run leaves behind; text: what it printed; folder: where it ran."""
+
+    def claims(self):
+        """{"C1": True, ...} as printed in the claims table."""
+        rows = [line.split() for line in self.text.splitlines()]
+        return {r[1]: r[0] == "ok" for r in rows if len(r) > 1 and r[0] in ("ok", "FAIL")}
+
+
+@pytest.fixture(scope="session")
+def lesson(tmp_path_factory):
+    """lesson("06_euler", "--steps", "5") -> Run; the same command is run once a session."""
+    cache = {}
+
+    def run(name, *flags):
+        key = (name, *flags)
+        if key not in cache:
+            folder, text = tmp_path_factory.mktemp(name), io.StringIO()
+            before, argv = os.getcwd(), sys.argv
+            os.chdir(folder)
+            sys.argv = [f"{name}.py", *flags]
+            try:
+                with contextlib.redirect_stdout(text), warnings.catch_warnings():
+                    warnings.simplefilter("error", RuntimeWarning)
+                    ns = runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
+            finally:
+                os.chdir(before)
+                sys.argv = argv
+            cache[key] = Run(ns=types.SimpleNamespace(**ns), text=text.getvalue(), folder=folder)
+        return cache[key]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def refused(tmp_path_factory):
+    """refused("06_euler", "--steps", "0"): ends in argparse's one line, status 2, and writes nothing."""
+
+    def check(name, *flags):
+        folder, out, err = tmp_path_factory.mktemp("refused"), io.StringIO(), io.StringIO()
+        before, argv = os.getcwd(), sys.argv
+        os.chdir(folder)
+        sys.argv = [f"{name}.py", *flags]
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                with warnings.catch_warnings(record=True) as caught, pytest.raises(SystemExit) as stop:
+                    warnings.simplefilter("always")
+                    runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
+        finally:
+            os.chdir(before)
+            sys.argv = argv
+        assert stop.value.code == 2 and not caught, err.getvalue()
+        assert out.getvalue() == "" and not list(folder.iterdir())
+        last = err.getvalue().splitlines()[-1]
+        assert last.startswith(f"{name}.py: error: ")
+        return last
+
+    return check
