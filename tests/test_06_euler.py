@@ -92,7 +92,7 @@ def test_widgets_change_picture_and_number(run):
     ns = run.ns
     def state():
         ax = ns.axes[0]
-        return ax.get_title(), np.asarray(ax.lines[-1].get_xydata()).copy()
+        return ax.get_title(), np.asarray(ax.lines[1].get_xydata()).copy()
 
     title, cloud = state()
     ns.slider.set_val(1)
