@@ -10,7 +10,7 @@ C1 that mean satisfies the continuity equation, on a straight path and on a bent
 C2 the easy loss (target: the pair's d xt/dt) has the gradient of the impossible one (their mean),
 C3 as the two differ by a floor that no net lowers   C4 and the trained net reaches that floor:
 C5 it is the exact velocity                          C6 and carries noise to the moons as that does
-RUN    python 05_cfm.py                (9 s; slider: time; buttons: which field carries the noise)
+RUN    python 05_cfm.py               (10 s; slider: time; buttons: which field carries the noise)
 BREAK  python 05_cfm.py --target data  E[x | xt] is learned, but it does not carry p: C5, C6 fail
 PAPER  Lipman et al. 2022, arXiv 2210.02747: eq. 5 FM, 8 mean, 9 CFM, 26 continuity, theorem 2"""
 import argparse
@@ -85,8 +85,8 @@ x, eps, t = moons(N), torch.randn(N, 2, device=device), torch.rand(N, 1, device=
 x, eps, t = torch.cat([x, -x]), torch.cat([eps, -eps]), torch.cat([t, t])  # mirrors: C2 is calmer
 xt, easy = path(x, eps, t)  # (2 N, 2): what a pair says ...
 hard, v, at = field(args.target, xt, t), field("velocity", xt, t), (xt, t)  # ... their mean, v
-floor = mse(hard, easy).item()  # what the pairs that pass one point disagree on
-first = [mse(field("learned", xt, t), goal) for goal in (easy, hard)]  # C3: eq. 9, eq. 5
+out, floor = field("learned", xt, t), mse(hard, easy).item()  # how much pairs disagree in a point
+first = [mse(out, easy), mse(out, hard)]  # C3: eq. 9 and eq. 5, before training
 slope = [torch.autograd.grad(loss, net.parameters(), retain_graph=True) for loss in first]  # C2
 gap = sum((g - h).square().sum() for g, h in zip(*slope)) / sum(h.square().sum() for h in slope[1])
 real, noise, ends, ed = moons(4000), torch.randn(4000, 2, device=device), {}, {}  # for C6

@@ -10,6 +10,7 @@ import warnings
 
 os.environ["MPLBACKEND"] = "Agg"
 import pytest
+import torch
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -35,6 +36,7 @@ def lesson(tmp_path_factory):
             before, argv = os.getcwd(), sys.argv
             os.chdir(folder)
             sys.argv = [f"{name}.py", *flags]
+            torch.set_grad_enabled(True)  # a lesson may end with gradients off, as its process ends too
             try:
                 with contextlib.redirect_stdout(text), warnings.catch_warnings():
                     warnings.simplefilter("error", RuntimeWarning)

@@ -123,7 +123,7 @@ def test_radio(run):
     before, title = np.array(ns.dots.get_xydata()), ns.cloud.get_title()
     ns.radio.set_active(2)  # mu
     assert not np.array_equal(before, ns.dots.get_xydata(), equal_nan=True)
-    assert ns.cloud.get_title().startswith("net mu") and ns.draw("mu") > 3.5
+    assert ns.cloud.get_title().startswith("net mu") and ns.draw("mu") > 4
     ns.radio.set_active(0)
     assert np.array_equal(before, ns.dots.get_xydata()) and ns.cloud.get_title() == title
 
