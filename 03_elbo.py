@@ -27,7 +27,7 @@ from torch.distributions import Normal, kl_divergence
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--target", default="eps", choices=["eps", "x0", "mu"], help="x0, mu break it")
 parser.add_argument("--T", type=int, default=1000, help="steps; 10 breaks it (%(default)s)")
-parser.add_argument("--iters", type=int, default=800, help="a training; 100 blurs (%(default)s)")
+parser.add_argument("--iters", type=int, default=1000, help="a training; 100 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
 parser.add_argument("--out", default="03_elbo.png", help="figure, .png or .pdf (%(default)s)")
 args = parser.parse_args()
@@ -120,11 +120,11 @@ chart.legend()
 _, dots = cloud.plot(*real.T.cpu(), "C7.", [], [], ".", ms=2)
 cloud.set(aspect="equal", xlim=(-2.6, 2.6), ylim=(-2.6, 2.6))
 
-def draw(name):  # 800 ancestral samples, noise at t = 1 too: of the density that NELBO bounds
+def draw(name):  # 600 ancestral samples, noise at t = 1 too: of the density that NELBO bounds
     generator = torch.Generator(device).manual_seed(args.seed)
-    xt = torch.randn(800, 2, generator=generator, device=device)
+    xt = torch.randn(600, 2, generator=generator, device=device)
     for t in range(T, 0, -1):
-        mean = (xt - beta[t] / s[t] * eps_hat(name, xt, torch.full((800,), t))) / alpha[t].sqrt()
+        mean = (xt - beta[t] / s[t] * eps_hat(name, xt, torch.full((600,), t))) / alpha[t].sqrt()
         xt = mean + beta[t].sqrt() * torch.randn(xt.shape, generator=generator, device=device)
     cost = -exact(xt, 1, 0)[2].nan_to_num(-1e9).clamp(min=-100).mean().item()  # C6; data: 1.58
     dots.set(data=xt.T.cpu(), color=NETS[name][3])
@@ -139,10 +139,10 @@ fig.savefig(args.out, dpi=120)
 # --- claims
 claims = [("C1", "KL and its collapse, largest gap", c1, "<", 1e-10),
           ("C2", f"exact NELBO of {T} steps less the entropy, nats", gap, "<", 0.03),
-          ("C3", f"nats that the net for {args.target} adds", nats[args.target], "<", 1),
-          ("C4", "nats that dropping w costs, t <= 10", late["eps"] - late["eps by w"], ">", 0.01),
+          ("C3", f"nats that the net for {args.target} adds", nats[args.target], "<", 0.8),
+          ("C4", "nats that dropping w costs, t <= 10", late["eps"] - late["eps by w"], ">", 0.005),
           ("C5", "nats of x0 or mu over eps", min(nats["x0"], nats["mu"]) - nats["eps"], ">", 0.5),
-          ("C6", "mean -log p of its samples (data: 1.58)", cost, "<", 4)]
+          ("C6", "mean -log p of its samples (data: 1.58)", cost, "<", 3.5)]
 for name, words, value, sign, bound in claims:
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")

@@ -9,9 +9,11 @@ import types
 import warnings
 
 os.environ["MPLBACKEND"] = "Agg"
+import matplotlib
 import pytest
 import torch
 
+matplotlib.rcParams["figure.max_open_warning"] = 0  # each run leaves its figure open for the tests
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
