@@ -60,7 +60,7 @@ def exact(xt, a, s):
     log_p = logit.logsumexp(1, keepdim=True) - (xt**2).sum(1, keepdim=True) / (2 * var)
     return mean + a * SD**2 * pull, s * pull, log_p - (128 * math.pi * var).log()
 
-# --- chain
+# --- method: the chain
 T, N, x, start = args.T, 10_000, moons(10_000), time.time()  # N chains: all points fit in 80 MB
 beta = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, T)]).double().to(device)  # (T + 1,)
 alpha, abar = 1 - beta, (1 - beta).cumprod(0)  # abar[t]: the share of the variance that is data

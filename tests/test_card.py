@@ -50,7 +50,8 @@ def test_header_and_docstring(path):
 
 def test_rulers_stand_in_order(path):
     order = ["knobs", "data", "method", "network", "train", "sample", "measure", "figure", "claims"]
-    rulers = re.findall(r"^# --- (\w+)", path.read_text(), re.M)
+    rulers = re.findall(r"^# --- (\w+)(?: and (\w+))?", path.read_text(), re.M)
+    rulers = [word for pair in rulers for word in pair if word]
     places = [order.index(name) for name in rulers]
     assert places == sorted(places) and {"knobs", "measure", "figure", "claims"} <= set(rulers)
 
@@ -58,7 +59,7 @@ def test_rulers_stand_in_order(path):
 def test_each_claim_is_measured_where_it_is_marked(path):
     text = path.read_text()
     doc, body = text.split('"""')[1], text.split('"""', 2)[2]
-    assert set(re.findall(r"\bC\d+\b", doc)) == set(re.findall(r"\bC\d+\b", body))
+    assert set(re.findall(r"\bC\d+\b", doc)) <= set(re.findall(r"\bC\d+\b", body))
 
 
 def test_a_shared_name_has_one_body():
