@@ -81,7 +81,7 @@ for i in range(args.iters):
     loss.backward()
     optimizer.step()
     if (i + 1) % max(1, args.iters // 8) == 0:
-        print(f"iter {i + 1:5d}  loss {loss.item():.4f}  (at best .2296: eps is not in xt alone)")
+        print(f"iter {i + 1:5d}  loss {loss.item():.4f}  (at best .226: eps is not in xt alone)")
 
 # --- sample and measure
 torch.manual_seed(args.seed + 1)  # one noise for every sampler, whatever --iters was
