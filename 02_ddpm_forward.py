@@ -4,14 +4,14 @@
 # ///
 """02 The forward chain: turn data into noise in T small steps, then never run those steps again.
 
-A step is xt = sqrt(1 - beta[t]) x_(t-1) + sqrt(beta[t]) noise: a variance of 1 stays 1. Scaling a
-Gaussian and adding one to it gives a Gaussian again, so all t steps are one, the closed form
-xt = a x + s eps with a^2 = abar[t], the product of 1 - beta up to t, and s^2 = 1 - abar[t].
-C1 mean and variance, carried step by step, are the closed form's; in chains really run too C2 they
-are (the variance stays 1), C3 with Gaussian noise    C4 for which a chain draws hundreds, not one
-C5 the end is N(0, I), so C6 the exact way back may start there    C7 a net needs no chain to learn
-RUN    python 02_ddpm_forward.py                   (9 s; the slider walks along the chain)
-BREAK  python 02_ddpm_forward.py --T 50            data are left in the end: C4, C5 and C6 fail
+A step, xt = sqrt(1 - beta[t]) x_(t-1) + sqrt(beta[t]) noise, keeps a variance of 1 (t = 0 is now
+data, T noise: lesson 01 reversed). Given x, independent Gaussians add up to one: t steps are a
+single draw, the closed form xt = a x + s eps, a^2 = abar[t] = product of 1 - beta, s^2 = 1 - a^2.
+C1 its mean and variance are those of t steps  C2 chains really run agree and keep variance 1
+C3 their noise is Gaussian  C4 a training point costs a chain hundreds of draws, here one  C5 they
+end in N(0, I), C6 from where a way leads back  C7 a net learns the chains' noise without a chain
+RUN    python 02_ddpm_forward.py                   (10 s; the slider walks along the chain)
+BREAK  python 02_ddpm_forward.py --T 50            data are left at T: C5, C6 (C4: a short chain)
        python 02_ddpm_forward.py --noise uniform   same mean and variance, wrong shape: C3 fails
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, eq. 2, 4 and 14; section 4: beta and L_T
 """
@@ -32,7 +32,7 @@ parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)
 parser.add_argument("--out", default="02_ddpm_forward.png", help=".png or .pdf (%(default)s)")
 args = parser.parse_args()
 for name, low, high in [("T", 2, 1000), ("iters", 1, 100_000), ("seed", 0, 2**31)]:
-    if not low <= getattr(args, name) <= high:  # NaN too is outside
+    if not low <= getattr(args, name) <= high:
         parser.error(f"--{name} must lie in {low} .. {high}")
 if args.out[-3:] not in ("png", "pdf") or not os.access(os.path.dirname(args.out) or ".", os.W_OK):
     parser.error(f"--out {args.out}: no .png or .pdf can be written there")
@@ -65,7 +65,7 @@ T, N, x, start = args.T, 10_000, moons(10_000), time.time()  # N chains: all poi
 beta = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, T)]).double().to(device)  # (T + 1,)
 alpha, abar = 1 - beta, (1 - beta).cumprod(0)  # abar[t]: the share of the variance that is data
 a, s = abar.sqrt().float()[:, None], (1 - abar).sqrt().float()[:, None]  # (T + 1, 1)
-path, mean, var, off = x.repeat(T + 1, 1, 1), 1, 0, 0  # path[t] is xt, given x a N(mean x, var)
+path, mean, var, off = x.repeat(T + 1, 1, 1), 1, 0, 0  # path[t]: xt, N(mean x, var) for given x
 for t in range(1, T + 1):  # uniform: mean 0, variance 1 too, but two uniforms do not add to a third
     noise = torch.randn_like(x) if args.noise == "gauss" else (torch.rand_like(x) - 0.5) * 12**0.5
     path[t] = alpha[t].sqrt() * path[t - 1] + beta[t].sqrt() * noise  # eq. 2
@@ -80,14 +80,14 @@ def kolmogorov(t):
     eps = ((path[t] - a[t] * x) / s[t]).double().flatten().sort()[0]  # (2N,)
     return (torch.special.ndtr(eps) - torch.linspace(0, 1, 2 * N).to(eps)).abs().max().item()
 
-# --- network: it sees the point, the noise level s and log(a / s), half the log SNR: 4 numbers
+# --- network: it sees the point, the noise level s and log(a / s) / 2: 4 numbers
 hidden = [m for i in (4, 64, 64, 64) for m in (torch.nn.Linear(i, 64), torch.nn.SiLU())]
 net = torch.nn.Sequential(*hidden, torch.nn.Linear(64, 2)).to(device)
 clock = torch.cat([s, (a / s).log() / 2], 1)  # (T + 1, 2); row 0 is infinite and never used
 
 # --- train: on the closed form; judged on points of the chains, each at a time of its own
 times = torch.randint(1, T + 1, (N,), device=device)
-points = path[times, torch.arange(N, device=device)]  # subtle: T points of a chain share one x
+points = path[times, torch.arange(N, device=device)]  # subtle: one time a chain: no two share an x
 best = exact(points, a[times], s[times])[1]  # E[eps | xt]: no net has a lower loss than this
 floor = (best - (points - a[times] * x) / s[times]).square().mean().item()
 BATCH, LR = 512, 2e-2  # LR is large, because it decays
@@ -105,20 +105,20 @@ for i in range(args.iters):
 
 # --- measure
 excess = (net(torch.cat([points, clock[times]], 1)) - best).square().mean().item() / floor  # C7
-xt, hop = torch.cat([path[T], (path[T] - a[T] * x) / s[T]]), max(1, T // 50)  # true end, N(0, I)
+xt, hop = torch.randn_like(x), max(1, T // 200)  # N(0, I): no data in it
 for t in range(T, 0, -hop):  # the way back (lesson 07): guess both ends, mix them with less noise
     x_hat, eps_hat, _ = exact(xt, a[t], s[t])  # not the net: the perfect guess
     xt = a[max(0, t - hop)] * x_hat + s[max(0, t - hop)] * eps_hat
-bias = (xt[:N].T.cov() - xt[N:].T.cov()).abs().max().item()  # C6
+bias = (xt.T.cov() - MU.T.cov(correction=0) - SD**2 * torch.eye(2).to(MU)).abs().max().item()  # C6
 
 # --- figure
 fig, axes = plt.subplots(1, 4, figsize=(13, 4.5), gridspec_kw=dict(left=.05, right=.98, bottom=.3))
 axes[2].semilogy(range(1, T + 1), (abar / (1 - abar)).cpu()[1:], "k--")
 axes[2].set(xlabel="t", title=f"SNR = abar / (1 - abar):\n{abar[T] / (1 - abar[T]):.2g} at t = {T}")
-colour, u = "tab:blue" if bias < 0.05 else "tab:red", torch.linspace(-4, 4, 101)
-axes[3].hist(xt[:, 0].view(2, N).T.cpu(), u[::4], color=["0.6", colour])
-axes[3].set(xlabel="first coordinate (grey: from xT)",
-            title=f"exact way back from N(0, I):\ncovariance off by {bias:.2g}")
+colour, u = "tab:blue" if bias < 0.1 else "tab:red", torch.linspace(-4, 4, 101)
+axes[3].hist(torch.stack([x, xt], 2)[:, 0].cpu(), u[::4], color=["0.6", colour])
+axes[3].set(xlabel="first coordinate (grey: data)",
+            title=f"way back from N(0, I):\ncovariance off by {bias:.2g}")
 slider = plt.Slider(fig.add_axes([0.1, 0.06, 0.8, 0.04]), "t", 1, T, valstep=1, initcolor="none")
 
 def draw(t):
@@ -128,11 +128,11 @@ def draw(t):
     axes[0].contour(u, u, p / p.max(), [0.03, 0.3, 0.7], colors="k", linestyles="--", linewidths=1)
     axes[0].set(aspect=1, xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), title=f"t = {t}: abar {abar[t]:.3g}")
     axes[1].clear()
-    axes[1].hist(((path[t] - a[t] * x) / s[t])[:, 0].cpu(), u[::2], density=True, color="0.6")
+    axes[1].hist(((path[t] - a[t] * x) / s[t]).flatten().cpu(), u[::2], density=True, color="0.6")
     axes[1].plot(u, (-(u**2) / 2).exp() / math.sqrt(2 * math.pi), "k--")
     axes[1].set(xlabel="eps", title=f"its eps: CDF off N(0, 1)\nby {kolmogorov(t):.4f}")
 slider.on_changed(draw)
-slider.set_val(max(2, T // 4) if args.noise == "gauss" else 1)  # a sum of many looks Gaussian soon
+slider.set_val(max(2, T // 10) if args.noise == "gauss" else 1)  # a sum of many looks Gaussian soon
 fig.savefig(args.out, dpi=120)
 
 # --- claims
@@ -141,7 +141,7 @@ claims = [("C1", "T steps of mean and variance, error of the closed form", off, 
     ("C3", "CDF of their eps off N(0, 1)", max(map(kolmogorov, {1, 2, T // 2, T})), "<", 0.0177),
     ("C4", "noises drawn by a chain per training point", times.double().mean().item(), ">", 300),
     ("C5", "KL from xT given x to N(0, I), nats", -math.log(1 - abar[T]), "<", 1e-3),  # E|x|^2 = 2
-    ("C6", "exact way back from N(0, I), not from xT: covariance off by", bias, "<", 0.05),
+    ("C6", "exact way back from N(0, I): covariance off the data's by", bias, "<", 0.1),
     ("C7", "loss of the net above the lowest, as a share of it", excess, "<", 0.03)]
 for name, words, value, sign, bound in claims:
     holds = value < bound if sign == "<" else value > bound

@@ -3,12 +3,12 @@
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
 """03 ELBO to L_simple: one bound, three targets for the net, and what dropping the weights costs.
-
--log p(x) <= KL(q(xT | x), N(0, I)) + sum over t of KL(q(xu | xt, x), p(xu | xt)), u = t - 1. With
-p's variance beta each KL of Gaussians collapses to a constant + w[t] |eps_hat - eps|^2, where
-w[t] = beta / (2 alpha (1 - abar)); L_simple puts 1 for w. All in nats, summed over x's 2 numbers.
-C1 KL = its collapse   C2 the exact denoiser's bound (NELBO) is near the entropy   C3 the net's too
-C4 dropping w costs likelihood   C5 x0 or mu as target cost far more   C6 samples lie near the data
+q adds noise (lesson 02), the net's p undoes it. Evidence lower bound, negated (NELBO), mean over q:
+-log p(x) <= KL(q(xT | x), N(0, I)) + sum over t > 1 of KL(q(xu | xt, x), p(xu | xt)) - log p(x|x1)
+with u = t - 1. For p = N(mu, beta I) a term is a constant + w[t] |eps_hat - eps|^2, t = 1 too, with
+w[t] = beta / (2 alpha (1 - abar)); L_simple puts 1 for w. In nats, summed over x's 2 numbers.
+C1 KL = its collapse   C2 the exact denoiser's NELBO is near its floor, the data's entropy 1.578
+C3 so is the net's   C4 dropping w costs nats, C5 plain losses on x0, mu more   C6 -log p of samples
 RUN    python 03_elbo.py                (12 s; radio: whose samples; C3 and C6 are about --target)
 BREAK  python 03_elbo.py --target mu    it cannot copy xt: C3, C6 fail. --T 10: C2, C4, C5, C6 fail
 PAPER  Ho et al. 2020, arXiv 2006.11239, eqs. 5 to 14, table 2
@@ -61,13 +61,13 @@ log = -0.1 * tau - 9.95 * tau**2  # log abar: beta grows linearly
 beta = -log.diff(dim=0, prepend=log[:1]).expm1()  # 1 - abar[t] / abar[t - 1] without lost digits
 abar, alpha, a, s = log.exp(), 1 - beta, (log / 2).exp(), (-log.expm1()).sqrt()  # xt = a x + s eps
 w = (beta / (2 * alpha * s**2)).nan_to_num(0)  # eq. 12, sigma^2 = beta; 0 / 0 at t = 0
-# A net's target is c0 xt + c1 eps, its loss |c1 (eps_hat - eps)|^2; how often t is drawn; colour
+# A net's target is c0 xt + c1 eps, its loss |c1 (eps_hat - eps)|^2; odds of t; colour
 NETS = {"eps": (0 * a, a**0, tau.sign(), "C0"), "x0": (1 / a, -s / a, tau.sign(), "C4"),
         "mu": (alpha**-0.5, -beta / s / alpha**0.5, tau.sign(), "C3"),  # eq. 10
         "eps by w": (0 * a, a**0, w, "C1")}  # drawing by w is less noisy than a factor w
 
 def eps_hat(name, xt, t):  # the noise that a net finds in xt (B, 2) at t (B,)
-    c0, c1, _, _ = NETS[name]  # subtle: c1 divides the net's error: .01 to .02, mu; .01, x0, t = 1
+    c0, c1, _, _ = NETS[name]  # subtle: / c1 is x 50 to 160 for mu, x 95 for x0 at t = 1
     return (nets[name](torch.cat([xt, s[t], (a / s)[t].log() / 2], 1).float()) - c0[t] * xt) / c1[t]
 
 # --- network and train: four nets of one budget
@@ -88,9 +88,9 @@ for name, (_, c1, often, _) in NETS.items():
     print(f"{name:8} {args.iters} iterations, last loss {loss:.2e}")
 
 # --- measure
-real, rows, nats, late = x, [], {}, {}
+real, rows, nats = x, [], {}  # real: the last batch
 x, eps, guess = torch.randn(3, T - 1, 2, dtype=torch.float64, device=device)
-xt, b, r = a[2:] * x + s[2:] * eps, beta[2:], (s[1:-1] / s[2:]) ** 2  # r = beta~ / beta
+xt, b, r = a[2:] * x + s[2:] * eps, beta[2:], (s[1:-1] / s[2:]) ** 2  # r beta: eq. 7's variance
 mean = (a[1:-1] * b * x + alpha[2:].sqrt() * s[1:-1] ** 2 * xt) / s[2:] ** 2  # eqs. 7 and 11:
 q, p = Normal(mean, (r * b).sqrt()), Normal((xt - b / s[2:] * guess) / (1 - b).sqrt(), b.sqrt())
 constant = r - 1 - r.log()  # of two dimensions; C1 looks at each
@@ -112,10 +112,10 @@ radio = RadioButtons(fig.add_axes([0.45, 0.02, 0.12, 0.18]), [*nets], [*nets].in
 chart.loglog(w.cpu(), "k--", label="w[t], an error of 1")
 for name, (_, _, _, colour) in NETS.items():
     lost = torch.bincount(t, (w[t] * mass * (eps_hat(name, xt, t) - eps_star) ** 2).sum(1))
-    nats[name], late[name] = lost.sum().item(), lost[:11].sum().item()  # C3, C5; C4
+    nats[name] = lost.sum().item()  # C3 C4 C5
     chart.loglog(lost.cpu(), c=colour, label=f"{name} adds {nats[name]:.2f}")
 chart.set(xlabel="t (1: data)", ylabel="nats lost at step t", xlim=(1, T), ylim=(1e-8, 1e3),
-          title=f"exact NELBO, {T} steps: entropy + {gap:.3f} nats")
+          title=f"exact denoiser, {T} steps: NELBO = entropy + {gap:.3f} nats")
 chart.legend()
 _, dots = cloud.plot(*real.T.cpu(), "C7.", [], [], ".", ms=2)
 cloud.set(aspect="equal", xlim=(-2.6, 2.6), ylim=(-2.6, 2.6))
@@ -128,7 +128,7 @@ def draw(name):  # 600 ancestral samples, noise at t = 1 too: of the density tha
         xt = mean + beta[t].sqrt() * torch.randn(xt.shape, generator=generator, device=device)
     cost = -exact(xt, 1, 0)[2].nan_to_num(-1e9).clamp(min=-100).mean().item()  # C6; data: 1.58
     dots.set(data=xt.T.cpu(), color=NETS[name][3])
-    cloud.set_title(f"net {name}: mean -log p of samples {cost:.2f} (data: 1.58)")
+    cloud.set_title(f"net {name}: mean -log p of samples {cost:.2f} (grey: data, 1.58)")
     fig.canvas.draw_idle()
     return cost
 
@@ -140,7 +140,7 @@ fig.savefig(args.out, dpi=120)
 claims = [("C1", "KL and its collapse, largest gap", c1, "<", 1e-10),
           ("C2", f"exact NELBO of {T} steps less the entropy, nats", gap, "<", 0.03),
           ("C3", f"nats that the net for {args.target} adds", nats[args.target], "<", 0.8),
-          ("C4", "nats that dropping w costs, t <= 10", late["eps"] - late["eps by w"], ">", 0.005),
+          ("C4", "nats that dropping w costs", nats["eps"] - nats["eps by w"], ">", 0.04),
           ("C5", "nats of x0 or mu over eps", min(nats["x0"], nats["mu"]) - nats["eps"], ">", 0.5),
           ("C6", "mean -log p of its samples (data: 1.58)", cost, "<", 3.5)]
 for name, words, value, sign, bound in claims:

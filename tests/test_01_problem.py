@@ -137,7 +137,7 @@ def test_the_exact_path_is_where_the_learned_one_goes(ns):
     start = ns.start[:1500].double().cpu()
     best = ns.carry(exact_net(ns, ns.args.copies), start, 20)
     home = torch.stack([ns.log_p(xy) > -5 for xy in best.split(2, 1)], 1).all(1).double().mean()
-    assert home > 0.95 > ns.home
+    assert abs(home - 0.98) < 0.015 and ns.home < 0.95  # .98 is what the docstring gives
     unmoved = torch.stack([ns.log_p(xy) > -5 for xy in start.split(2, 1)], 1).all(1).double().mean()
     assert 0.15 < unmoved < 0.32  # what the docstring gives as .23
     real = ns.real[:1500].double().cpu()

@@ -115,20 +115,38 @@ def test_one_net_serves_both_paths(lesson):
 
 def test_energy_distance(lesson):
     ns = lesson(NAME).ns
-    x, y = ns.real[:40] + 0.3, ns.real
+    x, y = (ns.real[:40] + 0.3).tolist(), ns.real[:300].tolist()
+
     def mean(p, q, same):
-        total = sum(math.dist(u, w) for u in p for w in q)
-        return total / (len(p) * (len(q) - same))
-    x_list, y_list = x.tolist(), y[:400].tolist()
-    cross = 2 * sum(math.dist(u, w) for u in x_list for w in y.tolist()) / (len(x) * len(y))
-    inner = torch.cdist(y.double(), y.double()).sum().item() / (len(y) * (len(y) - 1))
-    assert abs(ns.to_real(x) - (cross - mean(x_list, x_list, 1) - inner)) < 1e-3
+        return sum(math.dist(u, w) for u in p for w in q) / (len(p) * (len(q) - same))
+
+    brute = 2 * mean(x, y, 0) - mean(x, x, 1) - mean(y, y, 1)
+    assert abs(ns.energy_distance(torch.tensor(x), torch.tensor(y)) - brute) < 1e-5
+
+
+def test_walk_is_the_same_walk_twice_and_eta_1_draws_noise(lesson):
+    ns = lesson(NAME).ns
+    assert torch.equal(ns.walk(5, 1), ns.walk(5, 1))
+    assert (ns.walk(5, 1) - ns.walk(5, 0)).abs().max() > 0.5
+
+
+def test_chord_is_the_arc_at_other_ratios(lesson):
+    """Walking the arc through the chord's ratios a : s by hand gives the chord's samples."""
+    ns = lesson(NAME).ns
+    t = 1 - 0.97e-3 * torch.linspace(1000, 0, 11)[:, None]
+    r = (t**2 + (1 - t) ** 2).sqrt()
+    a, s, xt = t / r, (1 - t) / r, ns.prior[:500]
+    for i in range(10):
+        with torch.no_grad():
+            eps = ns.eps_net(xt, a[i], s[i])
+        xt = ns.ddim_step(xt, eps, a[i], s[i], a[i + 1], s[i + 1], 0, 0)
+    assert (xt - ns.walk(10, 0, True)[:500]).abs().max() < 1e-3
 
 
 def test_sliders(lesson):
     ns = lesson(NAME).ns
     def state():
-        return [(ax.get_title(), ax.lines[1].get_xydata().copy()) for ax in ns.axes[:2]]
+        return [(ax.get_title(), cloud.get_xydata().copy()) for ax, cloud in zip(ns.axes, ns.clouds)]
     before = state()
     ns.steps.set_val(3)
     after = state()
@@ -149,11 +167,10 @@ def test_break(lesson):
     run = lesson(NAME, "--forget", "--iters", "1200")
     claims = run.claims()
     assert not claims["C6"] and all(claims[c] for c in IDENTITIES)
-    assert to_hex(run.ns.axes[1].lines[1].get_color()) == to_hex("tab:red")
-    assert to_hex(run.ns.axes[0].lines[1].get_color()) == to_hex("tab:blue")
+    assert [to_hex(cloud.get_color()) for cloud in run.ns.clouds] == [to_hex("tab:blue"), to_hex("tab:red")]
 
 
 def test_refused(refused):
-    for flags in [("--steps", "0"), ("--steps", "201"), ("--eta", "1.1"), ("--eta", "-0.1"), ("--eta", "nan"),
+    for flags in [("--steps", "0"), ("--steps", "201"), ("--eta", "1"),
                   ("--iters", "0"), ("--seed", "-1"), ("--out", "/nonexistent/x.png"), ("--out", "x.xyz")]:
         refused(NAME, *flags)
