@@ -116,7 +116,7 @@ fig, axes = plt.subplots(1, 4, figsize=(13, 4.5), gridspec_kw=dict(left=.05, rig
 axes[2].semilogy(range(1, T + 1), (abar / (1 - abar)).cpu()[1:], "k--")
 axes[2].set(xlabel="t", title=f"SNR = abar / (1 - abar):\n{abar[T] / (1 - abar[T]):.2g} at t = {T}")
 colour, u = "tab:blue" if bias < 0.1 else "tab:red", torch.linspace(-4, 4, 101)
-axes[3].hist(torch.stack([x, xt], 2)[:, 0].cpu(), u[::4], color=["0.6", colour])
+axes[3].hist([x[:, 0].tolist(), xt[:, 0].tolist()], u[::4].tolist(), color=["0.6", colour])
 axes[3].set(xlabel="first coordinate (grey: data)",
             title=f"way back from N(0, I):\ncovariance off by {bias:.2g}")
 slider = plt.Slider(fig.add_axes([0.1, 0.06, 0.8, 0.04]), "t", 1, T, valstep=1, initcolor="none")
