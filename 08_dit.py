@@ -25,7 +25,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--model", choices=["dit", "mlp"], help="one cell alone (default: the grid)")
 parser.add_argument("--objective", choices=["flow", "ddpm", "x0"], help="of that one cell")
 parser.add_argument("--gates", type=float, default=0.0, help="at start; 1 breaks it (%(default)s)")
-parser.add_argument("--lr", type=float, default=1e-2, help="DiT's; 5e-2 breaks it (%(default)s)")
+parser.add_argument("--lr", type=float, default=1e-2, help="3e-2 breaks --gates 1 (%(default)s)")
 parser.add_argument("--iters", type=int, default=300, help="of a DiT; 50 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
 parser.add_argument("--out", default="08_dit.png", help="figure, .png or .pdf (%(default)s)")
