@@ -58,7 +58,7 @@ def moons_velocity(xt, t, mu, sd):
 
 
 def test_learned_field_against_the_exact_one(run):
-    """The loss is within 2 % of the best possible, and Euler lands where the exact field lands."""
+    """The loss is within 1 % of the best possible, and Euler lands where the exact field lands."""
     th = (np.arange(32) + 0.5) * np.pi / 32
     mu = np.concatenate([np.stack([np.cos(th), np.sin(th)], 1), np.stack([1 - np.cos(th), 0.5 - np.sin(th)], 1)])
     scale = np.sqrt(0.09**2 + mu.var(0).mean())
@@ -71,12 +71,12 @@ def test_learned_field_against_the_exact_one(run):
     learned = run.ns.fields[0](torch.tensor(np.hstack([xt, t])).float()).numpy()
     floor = ((best - (x - eps)) ** 2).mean()
     assert abs(floor - 1.37) < 0.03
-    assert 1 < 1 + ((learned - best) ** 2).mean() / floor < 1.02
+    assert 1 < 1 + ((learned - best) ** 2).mean() / floor < 1.01
     z = run.ns.z.numpy().astype(float)
     for i in range(20):
         z = z + moons_velocity(z, i / 20, mu, sd) / 20
     exact = run.ns.energy_distance(torch.tensor(z).float(), run.ns.real)
-    assert abs(run.ns.ed(run.ns.fields[0], 20) - exact) < 0.004
+    assert abs(run.ns.ed(run.ns.fields[0], 20) - exact) < 0.001
 
 
 def test_energy_distance_by_brute_force(run):
@@ -107,7 +107,7 @@ def test_widgets_change_picture_and_number(run):
 
 
 def test_break(lesson):
-    claims = lesson(NAME, "--steps", "1", "--iters", "1000").claims()
+    claims = lesson(NAME, "--steps", "1", "--iters", "400").claims()
     assert not claims["C2"] and claims["C1"] and claims["C4"]
 
 
