@@ -76,7 +76,7 @@ for name, (_, c1, often, _) in NETS.items():
     nets[name] = nn.Sequential(*hidden, nn.Linear(48, 2)).to(device)
     optimizer = torch.optim.Adam(nets[name].parameters(), betas=(0.9, 0.95), fused=True)
     for i in range(args.iters):
-        optimizer.param_groups[0]["lr"] = LR * (1 - i / args.iters)  # constant, it ends further off
+        optimizer.param_groups[0]["lr"] = LR * (1 - i / args.iters)  # constant ends further off
         t = torch.multinomial(often[:, 0], BATCH, replacement=True)
         x, eps = torch.normal(MU[torch.randint(64, (BATCH,))], SD), torch.randn(BATCH, 2).to(device)
         loss = (c1[t] * (eps_hat(name, a[t] * x + s[t] * eps, t) - eps)).square().mean()  # eq. 14
