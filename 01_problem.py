@@ -12,14 +12,13 @@ C1 weighing: as good as .187^(d/2) N equal weights   C2 rejection (keep by w / m
 C3 trained by squared error, a net that jumps from noise to data at once lands on the data's mean
 C4 the same net and training, asked along the path, nears the data (energy distance, ED, 0 = equal)
 C5 d = 4: 4 guesses of 5 end where log p > -5 per copy (not moved .23, a perfect net .98)
-RUN    python 01_problem.py              (14 s)
+RUN    python 01_problem.py              (11 s)
 BREAK  python 01_problem.py --steps 1    the path becomes one jump, all at the mean: C4, C5 fail
 PAPER  Owen 2013, Monte Carlo, sections 9.3, 9.5; Lipman et al. 2022, arXiv 2210.02747, eq. 21, 22
 """
 import argparse
 import math
 import os
-
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.widgets import Slider
@@ -29,7 +28,7 @@ from torch import nn
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--steps", type=int, default=20, help="on the path; 1 breaks it (%(default)s)")
 parser.add_argument("--copies", type=int, default=2, help="d / 2; 4 breaks C5 (%(default)s)")
-parser.add_argument("--iters", type=int, default=2000, help="a training; 100 blurs (%(default)s)")
+parser.add_argument("--iters", type=int, default=1000, help="a training; 100 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
 parser.add_argument("--out", default="01_problem.png", help="figure, .png or .pdf (%(default)s)")
 args = parser.parse_args()
@@ -74,14 +73,15 @@ sigma = (kept - N * KEPT**m).abs() / (1 + N * KEPT**m).sqrt()  # C2; std of a co
 
 # --- network: xt and its time (B, D + 1) -> x_hat (B, D), once for the jump, once for the path
 jump, path = [nn.Sequential(
-    nn.Linear(D + 1, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
-    nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, D)).to(device) for _ in range(2)]
+    nn.Linear(D + 1, 48), nn.SiLU(), nn.Linear(48, 48), nn.SiLU(), nn.Linear(48, 48), nn.SiLU(),
+    nn.Linear(48, 48), nn.SiLU(), nn.Linear(48, D)).to(device) for _ in range(2)]
 
 # --- train: both nets at once; they share the batches and no weight
-optimizer = torch.optim.Adam([*jump.parameters(), *path.parameters()], fused=True)
+weights = [*jump.parameters(), *path.parameters()]
+optimizer = torch.optim.Adam(weights, betas=(0.9, 0.95), fused=True)
 for i in range(args.iters):
-    optimizer.param_groups[0]["lr"] = 2e-2 * (1 - i / args.iters)  # large, for it decays
-    x = moons(256 * args.copies).view(256, D)
+    optimizer.param_groups[0]["lr"] = 3e-2 * (1 - i / args.iters)  # large, for it decays
+    x = moons(512 * args.copies).view(512, D)
     eps, t = torch.randn_like(x), torch.rand_like(x[:, :1])
     # subtle: eps is drawn apart from x, so at t = 0 the best answer in L2 is the mean of all data
     loss_jump = (jump(torch.cat([eps, 0 * t], 1)) - x).square().mean()  # over dimensions
@@ -114,6 +114,7 @@ landed = carry(jump, start, 1)  # C3; one step from t = 0 is x_hat itself
 
 # --- figure
 fig, (left, right) = plt.subplots(1, 2, figsize=(12, 5), gridspec_kw={"bottom": 0.24, "wspace": 0})
+slider = Slider(fig.add_axes([0.6, 0, 0.2, 0.1]), "steps   ", 1, 50, valinit=args.steps, valstep=1)
 left.semilogy(2 * m, EFFECTIVE**m, "k--", 2 * m, effective, "C1o")  # C1: tab:orange
 left.semilogy(2 * m, KEPT**m, "k--", 2 * m, kept / N, "C1s")
 left.set(xlabel="d", ylabel="share: effective o, kept s", title=f"kept of {N:,}: {kept.tolist()}")
@@ -121,7 +122,6 @@ right.plot(*real.T.cpu(), ".", color="0.6", ms=2)
 right.plot(*landed[:, :2].T.cpu(), "o", color="tab:orange", zorder=3)  # on top of the path
 cloud, = right.plot([], [], ".", ms=2)
 right.set(aspect="equal", xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), xlabel="first 2 of d (orange: jump)")
-slider = Slider(fig.add_axes([0.6, 0, 0.2, 0.1]), "steps   ", 1, 50, valinit=args.steps, valstep=1)
 
 def draw(_):
     """Redraw; ED of the first copy; share home: log p > -5 in each copy (real: .994 a copy)."""

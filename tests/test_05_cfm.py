@@ -39,6 +39,13 @@ def test_default_run(run):
     assert len(losses) == 8 and losses[-1] < 1.02 * run.ns.floor and losses[0] > 1.01 * run.ns.floor
 
 
+def test_net_is_as_good_as_the_exact_field(ns):
+    """Loss within 1 % of the best possible; ED of samples within .001 of the exact field's from the same noise."""
+    xt, t = ns.at
+    assert 1 < ns.mse(ns.field("learned", xt, t), ns.easy).item() / ns.floor < 1.01
+    assert abs(ns.ed["learned"] - ns.ed["velocity"]) < 0.001
+
+
 def test_path_moves_at_its_velocity(ns):
     torch.manual_seed(1)
     x, eps = torch.randn(2, 500, 2, dtype=torch.float64)
