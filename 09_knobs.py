@@ -10,7 +10,7 @@ C2 target: read as v, a net for eps errs / a (noise end), one for x / s (data en
 C3 order of the solver: RK4, 4 calls a step, loses to Euler in phi at 8 calls, but beats it at 32
 C4 t_scale: a net told the time by sinusoids of 1000 t is nearer to v than by those of t in [0, 1]
 C5 guidance puts more into the class than it promises, p(x) p(class | x)^w   C6 near that at 1.5
-RUN    python 09_knobs.py                (15 s; slider: w)
+RUN    python 09_knobs.py                (12 s; slider: w)
 BREAK  python 09_knobs.py --w 8          all in the class, far from the promise (red): C6 fails
 BREAK  python 09_knobs.py --t-scale 1    its clock hardly moves: both nets are one, C4 fails
 PAPER  arXiv 2102.09672, eq. 17 (cosine); 2202.00512 (v); 2207.12598, eq. 6 (its w is ours - 1)"""
@@ -20,12 +20,11 @@ import os
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
-
 # --- knobs
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--w", type=float, default=1.5, help="guidance; 8 breaks it (%(default)s)")
 parser.add_argument("--t-scale", type=float, default=1000, help="of time; 1 breaks (%(default)s)")
-parser.add_argument("--iters", type=int, default=1500, help="of training; 100 blurs (%(default)s)")
+parser.add_argument("--iters", type=int, default=1000, help="of training; 100 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
 parser.add_argument("--out", default="09_knobs.png", help="figure, .png or .pdf (%(default)s)")
 args = parser.parse_args()
@@ -79,12 +78,13 @@ def batch(t):
     """Data noised to t (B, 1): a, s, xt, targets (4, B, 2) and the nets' answers (4, B, 2)."""
     x = MU[torch.randint(64, (len(t),))].float() + SD * torch.randn(len(t), 2, device=device)
     a, s, eps = (math.pi / 2 * t).sin(), (math.pi / 2 * t).cos(), torch.randn_like(x)
-    xt, v, outs = a * x + s * eps, s * x - a * eps, []  # v: - v_sh of 2202.00512
-    for net, scale in zip(nets, 3 * [args.t_scale] + [1]):
+    xt, v, hand = a * x + s * eps, s * x - a * eps, {}  # v: - v_sh of 2202.00512
+    for scale in (args.t_scale, 1):
         angle = scale * t * 10_000 ** (-torch.arange(64, device=device) / 64)  # a DiT's clock
-        outs.append(net(torch.cat([xt, angle.sin(), angle.cos()], 1)))  # (B, 130) -> (B, 2)
+        hand[scale] = torch.cat([xt, angle.sin(), angle.cos()], 1)  # (B, 130)
+    outs = [net(hand[scale]) for net, scale in zip(nets, 3 * [args.t_scale] + [1])]  # (B, 2) each
     return a, s, xt, torch.stack([eps, x, v, v]), torch.stack(outs)
-optimizer = torch.optim.Adam(nets.parameters(), fused=True)
+optimizer = torch.optim.Adam(nets.parameters(), betas=(0.9, 0.95), fused=True)
 for i in range(args.iters):
     optimizer.param_groups[0]["lr"] = 1e-2 * (1 - i / args.iters)  # large, as it falls to 0
     *_, target, out = batch(torch.rand(256, 1, device=device))
@@ -111,6 +111,7 @@ de, dx, dv, still = off.view(4, 49, 800).square().mean(2).sqrt().detach().cpu() 
 # --- figure
 fig, axes = plt.subplot_mosaic("abc;dee;dss", figsize=(12, 7.5), layout="constrained",
                                height_ratios=[10, 9, 1])
+slider = plt.Slider(axes["s"], "w", 0, 8, valinit=args.w)
 for ax, (xs, names, title, *curves) in zip(axes.values(), [
         (CALLS, "linear cosine", f"8 DDIM calls: {linear[1]:.2f}, {cosine[1]:.2f}", linear, cosine),
         (t, "eps v x", f"ends: {de[0] / dv[0]:.0f}, {dx[-1] / dv[-1]:.0f} times v's", de, dv, dx),
@@ -121,7 +122,6 @@ for ax, (xs, names, title, *curves) in zip(axes.values(), [
     ax.set(title=title, xlabel="calls" if xs is CALLS else "t: 0 noise, 1 data",
            ylabel="distance to the exact end" if xs is CALLS else "rms error of v")
     ax.legend()
-slider = plt.Slider(axes["s"], "w", 0, 8, valinit=args.w)
 def draw(w):  # grey: the promise, by rejection; ED: energy distance to it
     x, real = follow(guided, 50, "euler"), wide[in_class(wide) ** w > torch.rand_like(wide[:, 0])]
     ed = (2 * torch.cdist(x, real).mean() - torch.pdist(x).mean() - torch.pdist(real).mean()).item()
