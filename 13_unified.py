@@ -6,11 +6,11 @@
 A scene is a row of objects (colour, shape), each two words, one patch of pixels, or one note: all
 tokens of one vocabulary. A document is <image> p p </image> <text> w w w w </text>; the net learns
 p(next token | tokens so far) in any medium. Two towers: its first block reads, its second writes.
-C1 any to any, six directions from noisy input: the begin marker alone says which medium to write
+C1 any to any, six directions: the begin marker alone says which medium is to be written
 C2 an edit: picture, words -> changed picture    C3 recall: the first of 32 frames (guess: 1/4)
-C4 towers that pass ONE vector on learn far fewer objects   C5 pass ALL on: a third of training does
+C4 towers that pass ONE vector on learn far fewer objects in this time   C5 ALL: a third of it does
 RUN    python 13_unified.py    (23 s; radio: what is given of a scene, with 10 objects it breaks)
-BREAK  python 13_unified.py --markers off    two media are as likely, one is right: C1 C4 fail
+BREAK  python 13_unified.py --markers off    two media are as likely, one is right: C1 fails
 PAPER  Chameleon, arXiv 2405.09818; LWM, 2402.08268; JanusFlow, 2411.07975 (lesson 15)"""
 import argparse
 import os
@@ -71,7 +71,7 @@ def block(layers, h, past=True):  # tokens h (B, N, C); past: each sees only tho
 def predict(name, x, n):  # a prompt of n tokens, and what is written -> (B, .., 43), from n on
     embed, head, weigh, *layers = nets[name]
     count = ((x < 4) | (x > 7)).cumsum(1)  # of objects: the word of a shape adds none
-    place = count - (count * ((x >= BEGIN) & (x < NUMBER))).cummax(1).values  # restarts at markers
+    place = count - (count * ((x >= BEGIN) & (x < NUMBER))).cummax(1).values  # since the marker
     h = embed(x) + embed(NUMBER + place) / 2  # subtle: place 3 IS the vector of the word "3"
     if name == "unified":
         h = block(layers[:4], h)
@@ -95,7 +95,7 @@ for name, lr, share in ("unified", 3e-3, 1), ("one vector", 5e-3, 1), ("all vect
         optimizer.step()
     print(f"{name}: {iters} iterations, last loss {loss:.3f}, floor 0")
 # --- sample and measure
-def reply(name, x, n):  # what the net itself puts in the place of x[:, n:-1]
+def reply(name, x, n):  # what the net puts in the place of x[:, n:-1]; length given
     x = x.clone()
     for i in range(n, x.shape[1] - 1):  # the likeliest token of ALL, one by one
         x[:, i] = predict(name, x[:, :i], n)[:, -1].argmax(1)
@@ -141,7 +141,7 @@ fig.savefig(args.out, dpi=120)
 claims = [("C1", f"any to any, worst direction (mean {sum(pairs) / 6:.3f})", min(pairs), ">", 0.9),
     ("C2", "edit: whole pictures right", score("edit", 8), ">", 0.5),
     ("C3", "recall of the first of 32 frames", curves["recall"][32], ">", 0.7),
-    ("C4", "worst direction less one vector's", min(pairs) - curves["one vector"][8], ">", 0.15),
+    ("C4", "all less one vector", curves["all vectors"][8] - curves["one vector"][8], ">", 0.15),
     ("C5", "all vectors, a third of training", curves["all vectors"][8], ">", 0.9)]
 for name, words, value, sign, bound in claims:
     holds = value < bound if sign == "<" else value > bound
