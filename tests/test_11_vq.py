@@ -43,7 +43,7 @@ def test_default_run(lesson):
     assert run.claims() == {f"C{i}": True for i in range(1, 9)}
     image = plt.imread(run.folder / "11_vq.png")
     assert image.shape[0] > 400 and image[..., :3].std() > 0.05
-    assert sum(" dB, rough " in line for line in run.text.splitlines()) == 4
+    assert sum(" dB, rough " in line for line in run.text.splitlines()) == 5
 
 
 def test_moons(ns):
