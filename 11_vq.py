@@ -93,7 +93,7 @@ def train(name, codes, cure=args.cure, sharpen=0, **copy):
     edge = [p.view(-1, 4, 4).diff().abs().mean().item() for p in (out, patch)]  # over the photo's
     print(f"{name:15} {db:.2f} dB, rough {edge[0] / edge[1]:.2f}, perplexity {perplexity(k):.0f}")
     return out, db, edge[0] / edge[1], k, encode, decode
-_, (drawn, vq, dull, *_) = [train(f"VQ, {K} codes", far[:K].clone()) for K in (16, 256)]  # 4; 8 bits
+_, (drawn, vq, dull, *_) = [train(f"VQ, {K} codes", far[:K].clone()) for K in (16, 256)]
 judged, gan, keen, *_ = train("VQGAN", far[:256].clone(), sharpen=0.0015)  # .003: too rough
 grid = torch.cartesian_prod(*[torch.linspace(-1, 1, L, device=device) for L in (8, 6, 5)])  # FSQ:
 _, blind, *_ = train("FSQ, slope cut", grid, None, copy=False)  # nearest = each number, rounded
