@@ -32,7 +32,7 @@ torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # nets this small run faster on one thread than on two
 torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
 # --- data and method: object o = 4 * colour + shape; tables decode it to a patch or to a note
-WORDS = ["red", "green", "blue", "black", "disc", "square", "cross", "frame"]
+WORDS = ["red", "green", "blue", "black", "disc", "square", "cross", "frame", "?"]
 o, x = torch.arange(16), torch.arange(-2.5, 3).abs()  # a patch has 6 x 6 pixels
 near, far = torch.minimum(x, x[:, None]), torch.maximum(x, x[:, None])
 inside = torch.stack([near + far < 3.5, far < 2, near < 1, far > 2]).flatten(1).float()  # (4, 36)
@@ -120,7 +120,7 @@ def draw(_=None):
         x, n = document((given, medium), m, 1)
         out = x[:, n:-1] if medium == given else reply("unified", x, n)
         right += (out == x[:, n:-1]).view(m, -1).all(1).sum().item()
-        got[medium] = (out.clamp(low, high - 1) - low).view(m, -1).cpu()
+        got[medium] = (out.clamp(low, high - (medium != "text")) - low).view(m, -1).cpu()
     picture = RAW["image"].cpu()[got["image"]].view(m, 6, 6, 3).transpose(0, 1).flatten(1, 2)
     wave, c = RAW["audio"].cpu()[got["audio"]].flatten(), "blue" if right == 3 * m else "red"
     scene.clear()
@@ -130,9 +130,9 @@ def draw(_=None):
     scene.set_xticks(range(50, 100 * m, 100), ["\n".join(WORDS[i] for i in o) for o in got["text"]])
 draw()
 radio.on_clicked(draw)
-for ax, name, c in zip(panels[:1] * 3 + panels[1:], curves, ("C0", "C1", "0.5", "C0")):
+for ax, name, c in zip(panels[:1] * 3 + panels[1:], curves, ("C0o-", "C1o-", "C2x:", "C0o-")):
     m, share = zip(*curves[name].items())
-    ax.plot(m, share, "o-", c=c, label=f"{name}, {m[-1]}: {share[-1]:.2f}")
+    ax.plot(m, share, c, label=f"{name}, {m[-1]}: {share[-1]:.2f}")
     ax.axhline(1 / 4 if name == "recall" else 1 / 16, c="k", ls="--")  # a guess
     ax.set(xlabel="frames" if name == "recall" else "objects in a picture", ylim=(0, 1.05))
     ax.legend(loc="center left", title="share right")
