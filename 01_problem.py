@@ -14,8 +14,7 @@ C4 the same net and training, asked along the path, nears the data (energy dista
 C5 d = 4: 4 guesses of 5 end where log p > -5 per copy (not moved .23, a perfect net .98)
 RUN    python 01_problem.py              (11 s)
 BREAK  python 01_problem.py --steps 1    the path becomes one jump, all at the mean: C4, C5 fail
-PAPER  Owen 2013, Monte Carlo, sections 9.3, 9.5; Lipman et al. 2022, arXiv 2210.02747, eq. 21, 22
-"""
+PAPER  Owen 2013, Monte Carlo, sections 9.3, 9.5; Lipman et al. 2022, arXiv 2210.02747, eq. 21f."""
 import argparse
 import math
 import os
@@ -28,17 +27,16 @@ from torch import nn
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--steps", type=int, default=20, help="on the path; 1 breaks it (%(default)s)")
 parser.add_argument("--copies", type=int, default=2, help="d / 2; 4 breaks C5 (%(default)s)")
-parser.add_argument("--iters", type=int, default=1000, help="a training; 100 blurs (%(default)s)")
+parser.add_argument("--iters", type=int, default=1000, help="of each net; 100 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
-parser.add_argument("--out", default="01_problem.png", help="figure, .png or .pdf (%(default)s)")
+parser.add_argument("--out", default="01_problem.png", help=".png or .pdf (%(default)s)")
 args = parser.parse_args()
-for name, low, high in [("steps", 1, 50), ("copies", 1, 4), ("iters", 1, 9999), ("seed", 0, 2**31)]:
-    if not low <= getattr(args, name) <= high:
-        parser.error(f"--{name} must lie in {low} .. {high}")
-if args.out[-3:] not in ("png", "pdf") or not os.access(os.path.dirname(args.out) or ".", os.W_OK):
-    parser.error(f"--out {args.out}: no .png or .pdf can be written there")
+if not (0 < args.steps < 51 and 0 < args.copies < 5 and args.iters > 0 <= args.seed <= 2**31):
+    parser.error("--steps: 1 .. 50, --copies: 1 .. 4, --iters: from 1, --seed: 0 .. 2^31")
+ok = args.out[-4:] in (".png", ".pdf") and os.access(args.out, os.W_OK) == os.path.isfile(args.out)
+ok and os.access(os.path.dirname(args.out) or ".", os.W_OK) or parser.error("--out cannot be saved")
 torch.manual_seed(args.seed)
-torch.set_num_threads(1)  # nets this small run faster on one thread than on two
+torch.set_num_threads(1)  # nets this small gain little or nothing from a second thread
 device = "cuda" if torch.cuda.is_available() else "cpu"
 
 # --- data: two moons, 64 Gaussians. Why 2D: p_data is a formula here, and every error can be seen
@@ -78,9 +76,9 @@ jump, path = [nn.Sequential(
 
 # --- train: both nets at once; they share the batches and no weight
 weights = [*jump.parameters(), *path.parameters()]
-optimizer = torch.optim.Adam(weights, betas=(0.9, 0.95), fused=True)
+optimizer = torch.optim.Adam(weights, betas=(0.9, 0.95), fused=True)  # fused: the same, faster
 for i in range(args.iters):
-    optimizer.param_groups[0]["lr"] = 3e-2 * (1 - i / args.iters)  # large, for it decays
+    optimizer.param_groups[0]["lr"] = 3e-2 * (1 - i / args.iters)  # large, as it falls to 0
     x = moons(512 * args.copies).view(512, D)
     eps, t = torch.randn_like(x), torch.rand_like(x[:, :1])
     # subtle: eps is drawn apart from x, so at t = 0 the best answer in L2 is the mean of all data
@@ -118,7 +116,7 @@ slider = Slider(fig.add_axes([0.6, 0, 0.2, 0.1]), "steps   ", 1, 50, valinit=arg
 left.semilogy(2 * m, EFFECTIVE**m, "k--", 2 * m, effective, "C1o")  # C1: tab:orange
 left.semilogy(2 * m, KEPT**m, "k--", 2 * m, kept / N, "C1s")
 left.set(xlabel="d", ylabel="share: effective o, kept s", title=f"kept of {N:,}: {kept.tolist()}")
-right.plot(*real.T.cpu(), ".", color="0.6", ms=2)
+right.plot(*real.T.cpu(), "C7.", ms=2)
 right.plot(*landed[:, :2].T.cpu(), "o", color="tab:orange", zorder=3)  # on top of the path
 cloud, = right.plot([], [], ".", ms=2)
 right.set(aspect="equal", xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), xlabel="first 2 of d (orange: jump)")

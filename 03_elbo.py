@@ -11,8 +11,7 @@ C1 KL = its collapse   C2 the exact denoiser's NELBO is near its floor, the data
 C3 so is the net's   C4 dropping w costs nats, C5 plain losses on x0, mu more   C6 -log p of samples
 RUN    python 03_elbo.py                (11 s; radio: whose samples; C3 and C6 are about --target)
 BREAK  python 03_elbo.py --target mu    it cannot copy xt: C3, C6 fail. --T 10: C2, C4, C5, C6 fail
-PAPER  Ho et al. 2020, arXiv 2006.11239, eqs. 5 to 14, table 2
-"""
+PAPER  Ho et al. 2020, arXiv 2006.11239, eqs. 5 to 14, table 2"""
 import argparse
 import math
 import os
@@ -21,20 +20,21 @@ import torch
 from matplotlib.widgets import RadioButtons
 from torch import nn
 from torch.distributions import Normal, kl_divergence
+
 # --- knobs
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--target", default="eps", choices=["eps", "x0", "mu"], help="x0, mu break it")
 parser.add_argument("--T", type=int, default=1000, help="steps; 10 breaks it (%(default)s)")
-parser.add_argument("--iters", type=int, default=400, help="a training; 100 blurs (%(default)s)")
+parser.add_argument("--iters", type=int, default=400, help="of each net; 100 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
-parser.add_argument("--out", default="03_elbo.png", help="figure, .png or .pdf (%(default)s)")
+parser.add_argument("--out", default="03_elbo.png", help=".png or .pdf (%(default)s)")
 args = parser.parse_args()
 if not (2 <= args.T <= 1000 and 1 <= args.iters <= 100_000 and 0 <= args.seed <= 2**31):
-    parser.error("--T must lie in 2 .. 1000, --iters in 1 .. 100000, --seed in 0 .. 2^31")
-if args.out[-3:] not in ("png", "pdf") or not os.access(os.path.dirname(args.out) or ".", os.W_OK):
-    parser.error(f"--out {args.out}: no .png or .pdf can be written there")
+    parser.error("--T: 2 .. 1000, --iters: 1 .. 100000, --seed: 0 .. 2^31")
+ok = args.out[-4:] in (".png", ".pdf") and os.access(args.out, os.W_OK) == os.path.isfile(args.out)
+ok and os.access(os.path.dirname(args.out) or ".", os.W_OK) or parser.error("--out cannot be saved")
 torch.manual_seed(args.seed)
-torch.set_num_threads(1)  # nets this small run faster on one thread than on two
+torch.set_num_threads(1)  # nets this small gain little or nothing from a second thread
 device = "cuda" if torch.cuda.is_available() else "cpu"
 
 # --- data: two moons as 64 Gaussians of one width, so that densities and scores are closed forms
@@ -120,7 +120,7 @@ chart.legend()
 _, dots = cloud.plot(*real.T.cpu(), "C7.", [], [], ".", ms=2)
 cloud.set(aspect="equal", xlim=(-2.6, 2.6), ylim=(-2.6, 2.6))
 
-def draw(name):  # 600 ancestral samples, noise at t = 1 too: of the density that NELBO bounds
+def draw(name):  # 600 samples, step by step (lesson 04), noise at t = 1 too: NELBO bounds them
     generator = torch.Generator(device).manual_seed(args.seed)
     xt = torch.randn(600, 2, generator=generator, device=device)
     for t in range(T, 0, -1):

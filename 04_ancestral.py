@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
-"""04 Ancestral sampling: from noise back to data, one Gaussian step at a time.
+"""04 Ancestral sampling: with lesson 03's net from noise back to data, a Gaussian step at a time.
 If x were known, Bayes would give the law of an earlier xu, u < t: q(xu | xt, x) is a Gaussian, its
 mean a mix of xt and x, its variance beta~ < beta. For x the net puts in its guess, and that guess
 errs: the best variance is beta for data N(0, 1), beta~ for a single point, else in between.
@@ -10,28 +10,28 @@ C1 mean and variance by Bayes = a product of two Gaussians on a grid    C2 the t
 C3 the net is near optimal  C4 --steps calls match 1000 exact ones  C5 10 of beta beat 10 of beta~
 RUN    python 04_ancestral.py               (11 s; slider: steps)
 BREAK  python 04_ancestral.py --var zero    no noise: the cloud shrinks toward its mean, C4 fails
-PAPER  Ho et al. 2020, arXiv 2006.11239, eqs. 7, 11, algorithm 2; Bao et al. 2022, 2201.06503
-"""
+PAPER  Ho et al. 2020, arXiv 2006.11239, eqs. 7, 11, algorithm 2; Bao et al. 2022, 2201.06503"""
 import argparse
 import math
 import os
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
+
 # --- knobs
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--steps", type=int, default=100, help="calls; 3 breaks it (%(default)s)")
 parser.add_argument("--var", default="upper", choices=["upper", "lower", "zero"], help="zero fails")
-parser.add_argument("--iters", type=int, default=1000, help="a training; 100 blurs (%(default)s)")
+parser.add_argument("--iters", type=int, default=1000, help="of training; 100 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
-parser.add_argument("--out", default="04_ancestral.png", help="figure, .png or .pdf (%(default)s)")
+parser.add_argument("--out", default="04_ancestral.png", help=".png or .pdf (%(default)s)")
 args = parser.parse_args()
 if not (1 <= args.steps <= 1000 and 1 <= args.iters <= 100_000 and 0 <= args.seed <= 2**31):
-    parser.error("--steps must lie in 1 .. 1000, --iters in 1 .. 100000, --seed in 0 .. 2^31")
-if args.out[-3:] not in ("png", "pdf") or not os.access(os.path.dirname(args.out) or ".", os.W_OK):
-    parser.error(f"--out {args.out}: no .png or .pdf can be written there")
+    parser.error("--steps: 1 .. 1000, --iters: 1 .. 100000, --seed: 0 .. 2^31")
+ok = args.out[-4:] in (".png", ".pdf") and os.access(args.out, os.W_OK) == os.path.isfile(args.out)
+ok and os.access(os.path.dirname(args.out) or ".", os.W_OK) or parser.error("--out cannot be saved")
 torch.manual_seed(args.seed)
-torch.set_num_threads(1)  # nets this small run faster on one thread than on two
+torch.set_num_threads(1)  # nets this small gain little or nothing from a second thread
 device = "cuda" if torch.cuda.is_available() else "cpu"
 
 # --- data: two moons as 64 Gaussians of one width, so that densities and scores are closed forms
@@ -90,7 +90,7 @@ for i in range(args.iters):
     loss.backward()
     optimizer.step()
     if (i + 1) % max(1, args.iters // 8) == 0:
-        print(f"iter {i + 1:5d}  loss of one batch {loss:.3f}  (exact E[eps | xt]: .226)")
+        print(f"iter {i + 1:5d}  loss {loss:.3f}  floor .226 (exact E[eps | xt])")
 net.requires_grad_(False)  # trained: from here on no graph is kept
 
 # --- measure
@@ -130,7 +130,7 @@ _, dots = cloud.plot(*real.T.cpu(), "C7.", [], [], ".", ms=2)
 cloud.set(aspect=1, xlim=(-2.6, 2.6), ylim=(-2.6, 2.6))
 def draw(n):
     x = ancestral(net, z, int(n), args.var)
-    dots.set(data=x.T.cpu(), color={"upper": "C0", "lower": "C1", "zero": "tab:red"}[args.var])
+    dots.set(data=x.T.cpu(), color={"upper": "C0", "lower": "C1", "zero": "C3"}[args.var])
     cloud.set_title(f"{n} steps: ED {energy_distance(x, real):.4f}")
 slider.on_changed(draw)
 slider.set_val(args.steps)

@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
-"""05 Conditional flow matching (CFM): pick a path of densities, learn the velocity along it.
+"""05 Conditional flow matching (CFM): pick a path, not a chain, and learn the velocity along it.
 xt = t^b x + (1-t)^b eps, of density p, is noise at t = 0, data at t = 1. A field v carries p if
 d p/dt + div(p v) = 0, the continuity equation: v(xt) = E[d xt/dt | xt] does. Who can average over
 all pairs (x, eps) that pass xt? Nobody, but a mean minimises squared error: regress on d xt/dt.
@@ -27,14 +27,14 @@ parser.add_argument("--target", default="velocity", choices=["velocity", "data",
 parser.add_argument("--bend", type=float, default=1, help="xt = t^b x + (1-t)^b eps (%(default)s)")
 parser.add_argument("--iters", type=int, default=1200, help="of training; 100 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
-parser.add_argument("--out", default="05_cfm.png", help="figure, .png or .pdf (%(default)s)")
+parser.add_argument("--out", default="05_cfm.png", help=".png or .pdf (%(default)s)")
 args = parser.parse_args()
 if not (1 <= args.bend <= 4 and 1 <= args.iters <= 100_000 and 0 <= args.seed <= 2**31):
-    parser.error("--bend must lie in 1 .. 4, --iters in 1 .. 100000, --seed in 0 .. 2^31")
-if args.out[-3:] not in ("png", "pdf") or not os.access(os.path.dirname(args.out) or ".", os.W_OK):
-    parser.error(f"--out {args.out}: no .png or .pdf can be written there")
+    parser.error("--bend: 1 .. 4, --iters: 1 .. 100000, --seed: 0 .. 2^31")
+ok = args.out[-4:] in (".png", ".pdf") and os.access(args.out, os.W_OK) == os.path.isfile(args.out)
+ok and os.access(os.path.dirname(args.out) or ".", os.W_OK) or parser.error("--out cannot be saved")
 torch.manual_seed(args.seed)
-torch.set_num_threads(1)  # nets this small run faster on one thread than on two
+torch.set_num_threads(1)  # nets this small gain little or nothing from a second thread
 device = "cuda" if torch.cuda.is_available() else "cpu"
 # --- data: two moons as 64 Gaussians of one width, so that densities and scores are closed forms
 th = (torch.arange(32, dtype=torch.float64) + 0.5) * math.pi / 32
@@ -129,7 +129,7 @@ def draw(_=None):  # called by both widgets
     axes[0].quiver(*GRID[seen].T.cpu(), *v_hat[seen].T, color=colour, scale=20, width=0.012)
     axes[0].quiver(*GRID[seen].T.cpu(), *v[seen].T, color="black", scale=20)  # the same scale
     axes[1].tripcolor(*GRID.T.cpu(), rest, cmap="RdBu", vmin=-9, vmax=9)  # red < 0
-    axes[2].plot(*real.T.cpu(), ".", c="0.6", ms=2)
+    axes[2].plot(*real.T.cpu(), "C7.", ms=2)
     axes[2].plot(*ends[kind].T.cpu(), ".", c=colour, ms=2)
     fig.canvas.draw_idle()
 draw()

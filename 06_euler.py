@@ -13,8 +13,7 @@ C4 v averages crossing lines, so paths bend, but not those of a second net that 
    (eps, x) which the first ODE connects (reflow)    C5 so ONE Euler step of that one is enough
 RUN    python 06_euler.py --steps 5    (10 s; or --data FILE, a table or a picture of your own)
 BREAK  python 06_euler.py --steps 1    all samples fall to the mean of the data: C2 fails
-PAPER  Liu et al. 2022, arXiv 2209.03003, eq. 1 (the loss) and algorithm 1 (reflow)
-"""
+PAPER  Liu et al. 2022, arXiv 2209.03003, eq. 1 (the loss) and algorithm 1 (reflow)"""
 import argparse
 import os
 import matplotlib.pyplot as plt
@@ -22,21 +21,22 @@ import numpy as np
 import torch
 from matplotlib.widgets import RadioButtons, Slider
 from torch import nn
+
 # --- knobs
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--steps", type=int, default=20, help="solver steps; 1 breaks it (%(default)s)")
 parser.add_argument("--solver", default="euler", choices=["euler", "heun", "rk4"], help="(euler)")
 parser.add_argument("--data", help=".csv or .npy of two columns, .png or .jpg (default: two moons)")
-parser.add_argument("--iters", type=int, default=700, help="per training; 100 blurs (%(default)s)")
+parser.add_argument("--iters", type=int, default=700, help="of each net; 100 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
-parser.add_argument("--out", default="06_euler.png", help="figure, .png or .pdf (%(default)s)")
+parser.add_argument("--out", default="06_euler.png", help=".png or .pdf (%(default)s)")
 args = parser.parse_args()
 if not (1 <= args.steps <= 50 and 1 <= args.iters <= 100_000 and 0 <= args.seed <= 2**31):
-    parser.error("--steps must lie in 1 .. 50, --iters in 1 .. 100000, --seed in 0 .. 2^31")
-if args.out[-3:] not in ("png", "pdf") or not os.access(os.path.dirname(args.out) or ".", os.W_OK):
-    parser.error(f"--out {args.out}: no .png or .pdf can be written there")
+    parser.error("--steps: 1 .. 50, --iters: 1 .. 100000, --seed: 0 .. 2^31")
+ok = args.out[-4:] in (".png", ".pdf") and os.access(args.out, os.W_OK) == os.path.isfile(args.out)
+ok and os.access(os.path.dirname(args.out) or ".", os.W_OK) or parser.error("--out cannot be saved")
 torch.manual_seed(args.seed)
-torch.set_num_threads(1)  # nets this small run faster on one thread than on two
+torch.set_num_threads(1)  # nets this small gain little or nothing from a second thread
 device = "cuda" if torch.cuda.is_available() else "cpu"
 
 # --- data: two moons (2 x 32 Gaussians), or your own; then centred, scaled to mean variance 1

@@ -13,8 +13,7 @@ C2 eta = 1 is a step of DDPM's stochastic equation (reverse SDE) up to O(T^-1.5)
 equal all 1000 of eta = 1   C6 not retrained, the net walks the chord no worse: the same ODE
 RUN    python 07_bridge.py             (11 s; sliders: steps, eta)
 BREAK  python 07_bridge.py --forget    xt is not divided by r: red moons off the grey ones, C6 fails
-PAPER  J. Song 2010.02502, eq. 12, 16 (DDIM); Y. Song 2011.13456, eq. 6, 11, 13 (SDEs and ODE)
-"""
+PAPER  J. Song 2010.02502, eq. 12, 16 (DDIM); Y. Song 2011.13456, eq. 6, 11, 13 (SDEs and ODE)"""
 import argparse
 import math
 import os
@@ -22,20 +21,21 @@ import matplotlib.pyplot as plt
 import torch
 from torch import nn
 from torch.autograd.functional import jvp
+
 # --- knobs
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--steps", type=int, default=20, help="of the clouds; 3 is poor (%(default)s)")
 parser.add_argument("--forget", action="store_true", help="no division by r: breaks the chord")
-parser.add_argument("--iters", type=int, default=1000, help="a training; 100 blurs (%(default)s)")
+parser.add_argument("--iters", type=int, default=1000, help="of training; 100 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
-parser.add_argument("--out", default="07_bridge.png", help="figure, .png or .pdf (%(default)s)")
+parser.add_argument("--out", default="07_bridge.png", help=".png or .pdf (%(default)s)")
 args = parser.parse_args()
 if not (1 <= args.steps <= 200 and 1 <= args.iters <= 100_000 and 0 <= args.seed <= 2**31):
-    parser.error("--steps must lie in 1 .. 200, --iters in 1 .. 100000, --seed in 0 .. 2^31")
-if args.out[-3:] not in ("png", "pdf") or not os.access(os.path.dirname(args.out) or ".", os.W_OK):
-    parser.error(f"--out {args.out}: no .png or .pdf can be written there")
+    parser.error("--steps: 1 .. 200, --iters: 1 .. 100000, --seed: 0 .. 2^31")
+ok = args.out[-4:] in (".png", ".pdf") and os.access(args.out, os.W_OK) == os.path.isfile(args.out)
+ok and os.access(os.path.dirname(args.out) or ".", os.W_OK) or parser.error("--out cannot be saved")
 torch.manual_seed(args.seed)
-torch.set_num_threads(1)  # nets this small run faster on one thread than on two
+torch.set_num_threads(1)  # nets this small gain little or nothing from a second thread
 device = "cuda" if torch.cuda.is_available() else "cpu"
 
 # --- data: two moons as 64 Gaussians of one width, so that densities and scores are closed forms
@@ -80,7 +80,7 @@ for i in range(args.iters):
     loss.backward()
     optimizer.step()
     if (i + 1) % max(1, args.iters // 8) == 0:
-        print(f"iter {i + 1:5d}  loss {loss.item():.4f}  (exact E[eps | xt]: .226)")
+        print(f"iter {i + 1:5d}  loss {loss:.3f}  floor .226 (exact E[eps | xt])")
 
 # --- sample and measure
 torch.manual_seed(args.seed + 1)  # so that --iters cannot move a metric

@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
-"""08 DiT: the diffusion transformer by hand, and which of its parts earn their parameters.
+"""08 DiT: for the nets so far, MLPs, a transformer by hand: which parts earn their parameters?
 A picture is cut into patches, each a token by one linear map (PatchEmbed). A block adds to tokens h
 twice: h + gate * f((1 + scale) * norm(h) + shift), f = attention (a token takes a weighted mean of
 all), then an MLP; time, digit give shift, scale, gate by a map that starts at 0 (adaLN-Zero).
@@ -28,14 +28,14 @@ parser.add_argument("--gates", type=float, default=0.0, help="1 breaks a high --
 parser.add_argument("--lr", type=float, default=1e-2, help="3e-2 breaks --gates 1 (%(default)s)")
 parser.add_argument("--iters", type=int, default=300, help="of a DiT; 50 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
-parser.add_argument("--out", default="08_dit.png", help="figure, .png or .pdf (%(default)s)")
+parser.add_argument("--out", default="08_dit.png", help=".png or .pdf (%(default)s)")
 args = parser.parse_args()
 if not (0 <= args.gates <= 1 and 0 < args.lr <= 1 <= args.iters and 0 <= args.seed <= 2**31):
-    parser.error("--gates must lie in 0 .. 1, --lr in 0 .. 1, --iters from 1, --seed from 0")
-if args.out[-3:] not in ("png", "pdf") or not os.access(os.path.dirname(args.out) or ".", os.W_OK):
-    parser.error(f"--out {args.out}: no .png or .pdf can be written there")
+    parser.error("--gates: 0 .. 1, --lr: above 0 .. 1, --iters: from 1, --seed: 0 .. 2^31")
+ok = args.out[-4:] in (".png", ".pdf") and os.access(args.out, os.W_OK) == os.path.isfile(args.out)
+ok and os.access(os.path.dirname(args.out) or ".", os.W_OK) or parser.error("--out cannot be saved")
 torch.manual_seed(args.seed)
-torch.set_num_threads(1)  # a second thread gains little here, and waits for long on a busy machine
+torch.set_num_threads(1)  # nets this small gain little or nothing from a second thread
 device = "cuda" if torch.cuda.is_available() else "cpu"
 # --- data and method: 180 pictures, 10 digits x 2 fonts x 9 shifts; points: a ring
 sheet = FigureCanvasAgg(plt.Figure((3.2, 5.76), dpi=100))  # 18 x 10 fields of 32 x 32 pixels

@@ -12,8 +12,7 @@ C4 AR: total variation (TV, sum |q - p| / 2) from the exact p is near that of ex
 C5 hybrid: so it is in 4 calls, as a block is a token of each voice: independent, given the past
 C6 MaskGIT (here without its noise) is more often legal than diffusion, C7 but writes fewer kinds
 RUN    python 10_discrete.py                    (20 s; sliders: calls, temperature)
-BREAK  python 10_discrete.py --calls 1          no token knows of another: C5, C6, C7 fail
-BREAK  python 10_discrete.py --temperature 0    the likeliest string over and over: C4, C5, C6 fail
+BREAK  python 10_discrete.py --calls 1 (C5, C6, C7 fail) or --temperature 0 (C4, C5, C6: one string)
 PAPER  arXiv 2202.04200, section 3.2 (MaskGIT); 2107.03006, section 3 (absorbing diffusion)"""
 import argparse
 import math
@@ -21,24 +20,25 @@ import os
 import torch
 from matplotlib import cbook, pyplot as plt
 from torch.nn import Embedding, Linear, ModuleList, functional as F
+
 # --- knobs
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--calls", type=int, default=4, help="of the net; 1 breaks it (%(default)s)")
 parser.add_argument("--temperature", type=float, default=1, help="0 breaks it (%(default)s)")
 parser.add_argument("--iters", type=int, default=800, help="of training; 100 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
-parser.add_argument("--out", default="10_discrete.png", help="figure, .png or .pdf (%(default)s)")
+parser.add_argument("--out", default="10_discrete.png", help=".png or .pdf (%(default)s)")
 args = parser.parse_args()
 if not (0 < args.calls < 9 and 0 <= args.temperature <= 2 and args.iters > 0 <= args.seed <= 2**31):
     parser.error("--calls: 1 .. 8, --temperature: 0 .. 2, --iters: from 1, --seed: 0 .. 2^31")
-if args.out[-3:] not in ("png", "pdf") or not os.access(os.path.dirname(args.out) or ".", os.W_OK):
-    parser.error(f"--out {args.out}: no .png or .pdf can be written there")
+ok = args.out[-4:] in (".png", ".pdf") and os.access(args.out, os.W_OK) == os.path.isfile(args.out)
+ok and os.access(os.path.dirname(args.out) or ".", os.W_OK) or parser.error("--out cannot be saved")
 torch.manual_seed(args.seed)
-torch.set_num_threads(1)  # a net this small runs faster on one thread than on two
+torch.set_num_threads(1)  # nets this small gain little or nothing from a second thread
 device = "cuda" if torch.cuda.is_available() else "cpu"
 
 # --- data: text, sound (quiet: peak .01 is 40 dB below full) and a picture as bytes, and back
-print(bytes(text := list("Why? 为什么?".encode())).decode(), text)  # UTF-8 loses nothing
+print(ascii(bytes(text := list("Why? 为什么?".encode())).decode()), text)  # UTF-8 loses nothing
 wave = sum((f * torch.arange(8000) * math.pi / 4000).sin() for f in (220, 277, 330)) / 300
 law = (1 + 255 * wave.abs()).log() / math.log(256) * wave.sign()  # mu-law: fine steps near 0
 sound = ((1 + law) * 127.5).round().long()  # (8000,) integers 0 .. 255 are the sound
@@ -70,7 +70,7 @@ def fill_in(method, calls, temperature=1):  # all unknown; a call keeps N / call
         x = x.scatter(1, keep, guess.view(M, N).gather(1, keep))
     return x
 
-# --- network and train: a transformer in which each token sees all others
+# --- network and train: each token sees all others; the rate: 50 to warm up, flat, from 1/3 to 0
 embed, where, head = Embedding(V + 1, 32), Embedding(N, 32), Linear(32, V)
 blocks = ModuleList(ModuleList([Linear(32, 96), Linear(32, 32), Linear(32, 128), Linear(128, 32)])
                     for _ in range(2))  # attention (queries, keys, values; out), then a plain net
@@ -101,7 +101,7 @@ def tally(x):  # of strings x (M, N): share that is legal, TV, coverage: share o
     q = torch.bincount((x * V**place).sum(1), minlength=V**N)[(legal * V**place).sum(1)] / M
     # subtle: q exceeds p elsewhere by as much as p exceeds q here, so this sum is half of |q - p|
     return q.sum().item(), (p - q).clamp(min=0).sum().item(), (q > 0).double().mean().item()
-methods = {"AR": "orange", "hybrid": "blue", "MaskGIT": "cyan", "diffusion": "purple"}
+methods = {"AR": "orange", "hybrid": "cyan", "MaskGIT": "blue", "diffusion": "purple"}
 curves = {m: [tally(fill_in(m, n))[1] for n in range(1, 9)] for m in methods}
 real = legal[p.multinomial(M, True)]
 ways = (real[:, 4:5] + torch.tensor([1, -1], device=device)) % V  # (M, 2): token 6 follows token 4

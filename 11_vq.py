@@ -2,10 +2,9 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
-"""11 VQ-VAE, VQGAN, FSQ: a picture becomes numbers (tokens) by a dictionary that is learned.
-A net turns a patch x into a point z, and only the number of the nearest code q is kept; another net
-draws from q. A code moves to the mean of the z that chose it. The choice has slope 0, so z is given
-the slope (gradient) that q gets: straight-through.
+"""11 VQ-VAE, VQGAN, FSQ: lesson 10 drew its dictionary of patches at random; here it is learned.
+A net turns a patch x into z, of which only the number of the nearest code q is kept; another net
+draws from q. A code moves to the mean of its z. Choosing has slope 0: z gets q's, straight-through.
 C1 64 codes that start far off collapse: few win all. Running means (EMA) do not help   C2 --cure
    does: error near k-means   C3 straight-through: slope at z = slope at q   C4 why it works: ONE
    step of a wrong z mends most   C5 without it FSQ's encoder never learns   C6 VQ: near k-means on
@@ -23,16 +22,16 @@ CURES = ["none", "EMA", "reset", "EMA + reset"]
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--cure", choices=CURES, default=CURES[3], help="none breaks it (%(default)s)")
 parser.add_argument("--no-straight-through", action="store_true", help="breaks it")
-parser.add_argument("--iters", type=int, default=1500, help="a net; 100 fails C6 C7 (%(default)s)")
+parser.add_argument("--iters", type=int, default=1500, help="of each net; 100 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
-parser.add_argument("--out", default="11_vq.png", help="figure, .png or .pdf (%(default)s)")
+parser.add_argument("--out", default="11_vq.png", help=".png or .pdf (%(default)s)")
 args = parser.parse_args()
 if not (1 <= args.iters <= 100_000 and 0 <= args.seed <= 2**31):
-    parser.error("--iters must lie in 1 .. 100000, --seed in 0 .. 2^31")
-if args.out[-3:] not in ("png", "pdf") or not os.access(os.path.dirname(args.out) or ".", os.W_OK):
-    parser.error(f"--out {args.out}: no .png or .pdf can be written there")
+    parser.error("--iters: 1 .. 100000, --seed: 0 .. 2^31")
+ok = args.out[-4:] in (".png", ".pdf") and os.access(args.out, os.W_OK) == os.path.isfile(args.out)
+ok and os.access(os.path.dirname(args.out) or ".", os.W_OK) or parser.error("--out cannot be saved")
 torch.manual_seed(args.seed)
-torch.set_num_threads(1)  # nets this small run faster on one thread than on two
+torch.set_num_threads(1)  # nets this small gain little or nothing from a second thread
 device = "cuda" if torch.cuda.is_available() else "cpu"
 # --- data and method: the moons of lesson 06 (2 x 32 Gaussians), a photograph in 4 x 4 patches
 th = (torch.randint(64, (8000, 1)) + 0.5) * torch.pi / 32  # half circle up; half circle down, moved
@@ -125,10 +124,11 @@ def draw(_=None):
     best = train_codes(moons[: len(codes)], moons, 40, "EMA", memory=0)  # k-means
     error = [torch.cdist(moons, c).square().amin(1).mean().item() for c in (codes, best)]
     left.clear()
-    left.plot(*moons.T.cpu(), ".", c="0.8", ms=2)
+    left.plot(*moons.T.cpu(), "C7.", ms=2)
     left.plot(*codes.T.cpu(), "o", c="tab:blue" if error[0] < 1.4 * error[1] else "tab:red", ms=5)
     left.set(title=f"perplexity {perplexity(nearest(moons, codes)):.1f}, error {error[0]:.4f} "
              f"(k-means {error[1]:.4f})", xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
+    fig.canvas.draw_idle()  # radio buttons redraw themselves alone
     return error[0] / error[1]
 excess = draw()
 for connect in (size.on_changed, steps.on_changed, cures.on_clicked, starts.on_clicked):

@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
-"""12 Masked and discrete diffusion: guess all tokens at once, keep some, ask again.
+"""12 Masked and discrete diffusion (two methods of 10): guess all tokens, keep some, ask again.
 D3PM noises a token by a matrix, Q_t = (1 - beta) I + beta M. If M turns all into MASK, its bound on
 -log p(x) is sum_t E[cross-entropy of the masked tokens] / t: filling in blanks is diffusion.
 MaskGIT: all masked; each round guesses all and keeps the K it is surest of (K even; paper: cosine).
@@ -10,8 +10,7 @@ C1 products of Q, the way back from MASK (1 / t), the bound over all chains of a
 C2 random order: wrong seams fall nearly as 1 / rounds, C3 by a formula; C4 by confidence hardly
 faster, C5 and pictures bleach, the more the less noise it has. C6 A chessboard takes two rounds
 RUN    python 12_maskgit.py               (20 s; widgets: rounds, noise, order)
-BREAK  python 12_maskgit.py --rounds 1    no tile knows its neighbours, pipes end anywhere: C2
-BREAK  python 12_maskgit.py --noise 0     a quarter of the pipes is left, much is blank: C5
+BREAK  python 12_maskgit.py --rounds 1 (pipes end anywhere: C2) or --noise 0 (much is blank: C5)
 PAPER  arXiv 2107.03006 (D3PM); 2202.04200, section 3.2 (MaskGIT); 2406.04329 (the simple bound)"""
 import argparse
 import os
@@ -25,14 +24,14 @@ parser.add_argument("--rounds", type=int, default=10, help="for 64 tokens; 1 bre
 parser.add_argument("--noise", type=float, default=4.5, help="in the order; 0 breaks (%(default)s)")
 parser.add_argument("--iters", type=int, default=400, help="of each net; 100 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
-parser.add_argument("--out", default="12_maskgit.png", help="figure, .png or .pdf (%(default)s)")
+parser.add_argument("--out", default="12_maskgit.png", help=".png or .pdf (%(default)s)")
 args = parser.parse_args()
 if not (0 < args.rounds < 17 and 0 <= args.noise <= 20 and args.iters > 0 <= args.seed <= 2**31):
     parser.error("--rounds: 1 .. 16, --noise: 0 .. 20, --iters: from 1, --seed: 0 .. 2^31")
-if args.out[-3:] not in ("png", "pdf") or not os.access(os.path.dirname(args.out) or ".", os.W_OK):
-    parser.error(f"--out {args.out}: no .png or .pdf can be written there")
+ok = args.out[-4:] in (".png", ".pdf") and os.access(args.out, os.W_OK) == os.path.isfile(args.out)
+ok and os.access(os.path.dirname(args.out) or ".", os.W_OK) or parser.error("--out cannot be saved")
 torch.manual_seed(args.seed)
-torch.set_num_threads(1)  # nets this small gain little from a second thread
+torch.set_num_threads(1)  # nets this small gain little or nothing from a second thread
 device = "cuda" if torch.cuda.is_available() else "cpu"
 # --- data: 8 x 8 tiles; across a seam of two, 112 in all, runs a pipe with probability .35, a coin
 TILES, MASK, N, SEAMS, OPEN, M = " ╶╷┌╴─┐┬╵└│├┘┴┤┼", 16, 64, 112, 0.35, 200  # M are judged
@@ -97,9 +96,9 @@ def write(order, R, noise=args.noise, n=M):  # -> n pictures; means: wrong seams
     y, start = x[:, 1:], time.perf_counter()  # y: the picture; AR starts from a token before it
     for i in range(R):
         out = answer("AR", x[:, i:i + 1], i, past) if order == "AR" else answer("masked", y, 0, [])
-        net = torch.distributions.Categorical(logits=out)
-        guess, gumbel = net.sample(), -torch.empty(n, N, device=device).exponential_().log()
-        sure = {"confidence": net.log_prob(guess) + noise * (1 - (i + 1) / R) * gumbel,
+        p = torch.distributions.Categorical(logits=out)
+        guess, gumbel = p.sample(), -torch.empty(n, N, device=device).exponential_().log()
+        sure = {"confidence": p.log_prob(guess) + noise * (1 - (i + 1) / R) * gumbel,
                 "random": gumbel, "chessboard": gumbel + 99 * (place.sum(1) % 2),
                 "AR": 0 * gumbel - torch.arange(N, device=device)}[order]
         keep = sure.masked_fill(y < MASK, -1e9).topk(N * (i + 1) // R - N * i // R).indices
@@ -114,7 +113,7 @@ rand, conf, board, _ = table.values()
 # --- figure
 fig, (left, right) = plt.subplots(1, 2, figsize=(13, 6), gridspec_kw={"bottom": 0.25})
 right.semilogx(range(1, N + 1), law, "k--", base=2, label="random, exact")
-for (o, rows), colour in zip(table.items(), ("tab:cyan", "tab:blue", "tab:purple", "tab:orange")):
+for (o, rows), colour in zip(table.items(), ("tab:purple", "tab:blue", "tab:cyan", "tab:orange")):
     right.plot(rows.keys(), [row[0] for row in rows.values()], "o", c=colour, label=o)
     for r, row in rows.items():
         print(f"{o} {r}: %.1f wrong seams, %.1f pipes, %.1f tiles differ, %.0f/s, alone %.0f" % row)
@@ -132,6 +131,7 @@ def draw(_=None):
             left.text(0.01, (16 - i - i // 8) / 17, art, c=pen, size=13.7, family="monospace")
     title = f"{bad:.1f} wrong seams (exact: 0), {n:.0f} pipes (39), {differ:.0f} tiles differ (56)"
     left.set(xticks=[], yticks=[], title=title)
+    fig.canvas.draw_idle()
 draw()
 for connect in (bar.on_changed, noise.on_changed, radio.on_clicked):
     connect(draw)

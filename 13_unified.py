@@ -20,16 +20,16 @@ from torch.nn import Embedding, Linear, ModuleList, functional as F
 # --- knobs
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--markers", default="on", choices=["on", "off"], help="off breaks it (on)")
-parser.add_argument("--iters", type=int, default=1100, help="per net; 300 blurs (%(default)s)")
+parser.add_argument("--iters", type=int, default=1100, help="of each net; 300 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
-parser.add_argument("--out", default="13_unified.png", help="figure, .png or .pdf (%(default)s)")
+parser.add_argument("--out", default="13_unified.png", help=".png or .pdf (%(default)s)")
 args = parser.parse_args()
 if not (4 <= args.iters <= 100_000 and 0 <= args.seed <= 2**31):
-    parser.error("--iters must lie in 4 .. 100000, --seed in 0 .. 2^31")
-if args.out[-3:] not in ("png", "pdf") or not os.access(os.path.dirname(args.out) or ".", os.W_OK):
-    parser.error(f"--out {args.out}: no .png or .pdf can be written there")
+    parser.error("--iters: 4 .. 100000, --seed: 0 .. 2^31")
+ok = args.out[-4:] in (".png", ".pdf") and os.access(args.out, os.W_OK) == os.path.isfile(args.out)
+ok and os.access(os.path.dirname(args.out) or ".", os.W_OK) or parser.error("--out cannot be saved")
 torch.manual_seed(args.seed)
-torch.set_num_threads(1)  # nets this small run faster on one thread than on two
+torch.set_num_threads(1)  # nets this small gain little or nothing from a second thread
 torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
 # --- data and method: object o = 4 * colour + shape; tables decode it to a patch or to a note
 WORDS = ["red", "green", "blue", "black", "disc", "square", "cross", "frame", "?"]
@@ -122,15 +122,15 @@ def draw(_=None):
         right += (out == x[:, n:-1]).view(m, -1).all(1).sum().item()
         got[medium] = (out.clamp(low, high - (medium != "text")) - low).view(m, -1).cpu()
     picture = RAW["image"].cpu()[got["image"]].view(m, 6, 6, 3).transpose(0, 1).flatten(1, 2)
-    wave, c = RAW["audio"].cpu()[got["audio"]].flatten(), "blue" if right == 3 * m else "red"
     scene.clear()
+    fig.canvas.draw_idle()
     scene.imshow(picture.numpy(), extent=(0, 100 * m, 0, 1), aspect="auto")
-    scene.plot(wave / 9 - 0.6, c=f"tab:{c}")  # written wrongly, here or in another medium: red
+    scene.plot(RAW["audio"].cpu()[got["audio"]].view(-1) / 9 - 0.6, "C3" if right < 3 * m else "C0")
     scene.set(title=f"given: {given}; written: {right - m} of {2 * m} objects right", yticks=[])
     scene.set_xticks(range(50, 100 * m, 100), ["\n".join(WORDS[i] for i in o) for o in got["text"]])
 draw()
 radio.on_clicked(draw)
-for ax, name, c in zip(panels[:1] * 3 + panels[1:], curves, ("C0o-", "C1o-", "C2x:", "C0o-")):
+for ax, name, c in zip(panels[:1] * 3 + panels[1:], curves, ("C0o-", "C1o-", "C0x:", "C0o-")):
     m, share = zip(*curves[name].items())
     ax.plot(m, share, c, label=f"{name}, {m[-1]}: {share[-1]:.2f}")
     ax.axhline(1 / 4 if name == "recall" else 1 / 16, c="k", ls="--")  # a guess

@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
-"""14 Think, then draw: one transformer writes thoughts, then the edit of a picture, in one go.
+"""14 Think, then draw: one net for words and pictures (13) writes thoughts, then edits a picture.
 A picture is 3 x 3 tokens (9 hues x 4 shades). In A hue h names cell h: from a start go k times to
 the cell named, then copy B's token there into A; the other 8 are pasted. A thought is a hop written
 as a word. Heard, it is the next input; if not, that is the last word heard and the hops since then.
@@ -24,16 +24,16 @@ from torch.nn import Embedding, Linear, ModuleList, Sequential, functional as F
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--thoughts", type=int, default=4, help="heard; 0 breaks it (%(default)s)")
 parser.add_argument("--named", type=int, default=0, help="shades, 0 .. 9 (%(default)s)")
-parser.add_argument("--iters", type=int, default=800, help="of training; 50: too few (%(default)s)")
+parser.add_argument("--iters", type=int, default=800, help="of training; 50 fails (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
 parser.add_argument("--out", default="14_reasoning_gen.png", help=".png or .pdf (%(default)s)")
 args = parser.parse_args()
 if not (0 <= args.thoughts <= 4 and 0 <= args.named <= 9 and args.iters > 0 <= args.seed <= 2**31):
     parser.error("--thoughts: 0 .. 4, --named: 0 .. 9, --iters: from 1, --seed: 0 .. 2^31")
-if args.out[-3:] not in ("png", "pdf") or not os.access(os.path.dirname(args.out) or ".", os.W_OK):
-    parser.error(f"--out {args.out}: no .png or .pdf can be written there")
+ok = args.out[-4:] in (".png", ".pdf") and os.access(args.out, os.W_OK) == os.path.isfile(args.out)
+ok and os.access(os.path.dirname(args.out) or ".", os.W_OK) or parser.error("--out cannot be saved")
 torch.manual_seed(args.seed)
-torch.set_num_threads(1)  # a net this small gains little from a second thread
+torch.set_num_threads(1)  # nets this small gain little or nothing from a second thread
 device = "cuda" if torch.cuda.is_available() else "cpu"
 # --- data
 cells = torch.arange(9, device=device)
@@ -77,7 +77,7 @@ for i in range(args.iters):
     (loss + loss2).backward()
     optimizer.step()
     if (i + 1) % max(1, args.iters // 8) == 0:  # the renderer's floor: half of log 4, on average
-        print(f"iter {i + 1:4d}  loss {loss:.3f} (one hop {floor:.3f}), renderer {loss2:.3f} (.69)")
+        print(f"iter {i + 1:5d}  loss {loss:.3f} (one hop {floor:.3f}), renderer {loss2:.3f} (.69)")
 # --- sample and measure
 @torch.no_grad()
 def edit(A, B, said, hops, b):  # said (n, S): start, words; writes on -> picture, all words

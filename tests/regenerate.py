@@ -1,0 +1,158 @@
+"""Runs the lessons as a reader does and brings the README up to date. Not a test.
+
+python tests/regenerate.py            figures, seconds, their sum, the example of lesson 06; prints a table
+python tests/regenerate.py --check    prints that table, changes nothing: status 1 if more than seconds would change
+python tests/regenerate.py --seeds 2000 2009 --jobs 2 --keep seeds.json
+                                      the column "min .. max" of the claims tables (half an hour on two cores)
+
+Seconds belong to the machine: let nothing else run. The status is 1, too, if a claim fails or a lesson stops."""
+import argparse
+import ast
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+
+
+def run(name, *flags, figure=False, **environment):
+    """One run in an empty folder: what it printed (C0: it stopped), seconds, peak memory in MB (or nan)."""
+    environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONIOENCODING": "utf-8", **environment}
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+", encoding="utf-8") as out:
+        start, memory = time.time(), math.nan
+        process = subprocess.Popen([sys.executable, str(ROOT / f"{name}.py"), *flags], cwd=folder,
+                                   env=environment, stdout=out, stderr=subprocess.STDOUT)
+        if hasattr(os, "wait4"):  # the usage of this one child; getrusage has the largest of all so far
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            memory = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        status, seconds = process.wait(), time.time() - start
+        if figure and status == 0:
+            shutil.copy(pathlib.Path(folder, f"{name}.png"), ROOT / ".github" / "gallery")
+        out.seek(0)
+        text = out.read()
+        if status:
+            print(text[-1000:], file=sys.stderr)
+            text += f"\nFAIL  C0 stopped: {status} < 1"
+        return text, seconds, memory
+
+
+def claims(text):
+    """[("ok", "C1", "0.05342"), ...]: the measured number stands before the comparison."""
+    return re.findall(r"^(ok|FAIL) +(C\d+) .*: (\S+) [<>] \S+$", text, re.M)
+
+
+def span(printed):
+    """["0.0163", "0.0951", ...] -> ".016 .. .095": two digits of the width, but none that was not printed."""
+    low, high = min(map(float, printed)), max(map(float, printed))
+    digits = max(len(word.partition(".")[2]) for word in ["", *printed] if "e" not in word)
+    if low < high:
+        digits = max(0, min(digits, 1 - math.floor(math.log10(high - low))))
+
+    def short(x):
+        if max(-low, high) < 1e-4:  # round-off
+            return f"{x:.0e}".replace("e-0", "e-") if x else "0"
+        first = -math.floor(math.log10(abs(x))) if x else 0  # a number that is not 0 is not written as 0
+        return re.sub(r"^(-?)0\.", r"\1.", f"{x:.{max(digits, first)}f}")
+
+    return " .. ".join(dict.fromkeys([short(low), short(high)]))  # once if they are the same
+
+
+def with_seconds(text, seconds):
+    """The README with new numbers in the column `seconds` of the table of lessons, and with their sum."""
+    lines, column, total = text.split("\n"), None, 0
+    for i, line in enumerate(lines):
+        cells = [cell.strip() for cell in line.split("|")]
+        if "lesson" in cells and "seconds" in cells:
+            column = cells.index("seconds")
+        elif column and not line.startswith("|"):
+            break
+        elif column and (name := re.search(r"\d\d_\w+", cells[1])):
+            cells[column] = f"{seconds.get(name[0], float(cells[column])):.0f}"
+            total += int(cells[column])
+            lines[i] = " | ".join(cells).strip()
+    pair = "<!-- total -->", "<!-- /total -->"
+    return re.sub(".*?".join(pair), f"All together: {total} s.".join(pair), "\n".join(lines))
+
+
+def with_example(text, printed):
+    """The README with the first and the last line of training and the claims of `06_euler.py --steps 5`."""
+    lines, n = printed.rstrip().split("\n"), len(claims(printed))
+    block = [lines[0], "...", lines[-n - 1], *lines[-n:]]
+    return re.sub(r"^    first .*\n(    .*\n)+", "".join(f"    {line}\n" for line in block), text, flags=re.M)
+
+
+def with_ranges(text, name, seeds, texts):
+    """The README with the ranges of what the seeds printed in the claims table of that lesson's section."""
+    before, section, after = re.split(rf"^(## {name[:2]} .*?)(?=^## )", text, maxsplit=1, flags=re.M | re.S)
+    header = f"| claim | seeds {seeds[0]} to {seeds[1]}, min .. max | bound |"
+    section = re.sub(r"^\| claim \|.*", header, section, flags=re.M)
+    for rows in zip(*map(claims, texts)):  # one claim, all seeds
+        cell = span([value for _, _, value in rows])
+        section = re.sub(rf"^(\| {rows[0][1]} .*\|)[^|]*(\|[^|]*\|)$", rf"\1 {cell} \2", section, flags=re.M)
+    return before + section + after
+
+
+def many_seeds(names, seeds, jobs, keep):
+    """{name: [what each seed printed]}. What is in the file `keep` is not run again, unless its script changed."""
+    kept = json.loads(keep.read_text(encoding="utf-8")) if keep and keep.exists() else {}
+    code = {name: ast.dump(ast.parse((ROOT / f"{name}.py").read_bytes())) for name in names}  # without its comments
+    keys = {f"{name} {seed} {zlib.crc32(code[name].encode()):08x}": (name, str(seed))
+            for name in names for seed in range(seeds[0], seeds[1] + 1)}
+    with ThreadPoolExecutor(jobs) as pool:
+        todo = {pool.submit(run, name, "--seed", seed, OMP_NUM_THREADS="1"): key
+                for key, (name, seed) in keys.items() if key not in kept}
+        for done in as_completed(todo):
+            kept[todo[done]], seconds, _ = done.result()
+            print(f"{todo[done]}: {seconds:.0f} s", flush=True)
+            if keep:
+                whole = {key: text for key, text in kept.items() if "\nFAIL  C0 " not in text}
+                keep.write_text(json.dumps(whole, indent=0), encoding="utf-8")
+    return {name: [kept[key] for key in keys if keys[key][0] == name] for name in names}
+
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+parser.add_argument("--only", nargs="+", default=[""], help="numbers of lessons, as 06 13 (all)")
+parser.add_argument("--seeds", nargs=2, type=int, help="first and last seed for the claims tables")
+parser.add_argument("--jobs", type=int, default=1, help="runs at a time, with --seeds (1)")
+parser.add_argument("--keep", type=pathlib.Path, help="file of what the seeds printed, to go on after a stop")
+parser.add_argument("--check", action="store_true", help="change nothing")
+args = parser.parse_args()
+names = [path.stem for path in sorted(ROOT.glob("[01][0-9]_*.py")) if path.stem.startswith(tuple(args.only))]
+if args.seeds:
+    printed = many_seeds(names, args.seeds, args.jobs, args.keep)
+else:
+    print("| lesson | seconds | peak MB | claims |\n|---|---|---|---|")
+    printed, seconds = {}, {}
+    for name in names:
+        text, seconds[name], memory = run(name, figure=not args.check and name != "06_euler")
+        printed[name] = [text]
+        row = ", ".join(f"{claim} {value}" for _, claim, value in claims(text))
+        print(f"| {name} | {seconds[name]:.1f} | {memory:.0f} | {row} |", flush=True)
+    if "06_euler" in names:  # the README shows five steps, in print and as a figure
+        example = run("06_euler", "--steps", "5", figure=not args.check)[0]
+failed = [f"FAIL {name} seed {seed}: {claim} {value}" for name, texts in printed.items()
+          for seed, text in enumerate(texts, (args.seeds or [0])[0])
+          for mark, claim, value in claims(text) if mark == "FAIL"]
+print(*failed, sep="\n")
+if any(" C0 " in line for line in failed):
+    sys.exit("a lesson stopped: the README is left as it was")
+
+old = new = README.read_text(encoding="utf-8")  # only now: it may have been edited in the meantime
+for name in [name for name in names if args.seeds and f"\n## {name[:2]} " in old]:
+    new = with_ranges(new, name, args.seeds, printed[name])
+if not args.seeds and "06_euler" in names:
+    new = with_example(new, example)
+if not args.check:
+    README.write_text(new if args.seeds else with_seconds(new, seconds), encoding="utf-8")
+sys.exit(bool(failed) or args.check and new != old)

@@ -1,0 +1,162 @@
+"""The README against the scripts: commands, claims, figures, seconds, links. Only default runs are trained."""
+import ast
+import contextlib
+import functools
+import io
+import re
+import shlex
+import sys
+
+import pytest
+from conftest import ROOT
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+NAMES = [path.stem for path in sorted(ROOT.glob("[01][0-9]_*.py"))]
+LINES = TEXT.splitlines()
+SECTIONS = {part[:2]: part for part in TEXT.split("\n## ")[1:]}  # "06": its section
+ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in LINES if line.startswith("| `python ")]
+SEVERAL_FLAGS = r"--[a-zA-Z][\w-]*(?: [\w.][\w.+-]*)?(?: --[a-zA-Z][\w-]*(?: [\w.][\w.+-]*)?)*"
+each_lesson = pytest.mark.parametrize("name", NAMES)
+
+
+@functools.cache
+def complaint(name, flags):
+    """What the script's own parser and checks say against these flags: it is run up to its seed, no further."""
+    knobs, seed, _ = (ROOT / f"{name}.py").read_text(encoding="utf-8").partition("torch.manual_seed(args.seed)")
+    assert seed, f"{name}: no seed ends the knobs"
+    argv, sys.argv, error = sys.argv, [f"{name}.py", *shlex.split(flags)], io.StringIO()
+    try:
+        with contextlib.redirect_stderr(error):
+            exec(compile(knobs, name, "exec"), {"__name__": "__main__"})
+    except SystemExit:
+        return error.getvalue().splitlines()[-1]
+    finally:
+        sys.argv = argv
+
+
+def docstring(name):
+    """Its three parts: idea and claims, RUN, BREAK (with PAPER, which holds no flag)."""
+    doc = ast.get_docstring(ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8")))
+    return re.fullmatch(r"(.*)\nRUN (.*?)\nBREAK (.*)", doc, re.S).groups()
+
+
+def breaks(name):
+    return [flags.rstrip(".") for flags in re.findall(SEVERAL_FLAGS, docstring(name)[2])]
+
+
+def same_bound(written, printed):
+    """Exactly, but for a bound that is itself measured (six digits are printed): that one may be rounded."""
+    a, b = float(written), float(printed)
+    return a == b or len(printed) > 6 and abs(a - b) < 0.1 * abs(b)
+
+
+def commands():
+    """(lesson, flags) of each code that names a lesson's file, or only flags, as `--T 50` in section 02 means 02."""
+    here = section = None
+    for line in LINES:
+        if line.startswith("## "):
+            here = section = next((n for n in NAMES if line.startswith(f"## {n[:2]} ")), None)
+        for inline, block in re.findall(r"`([^`]+)`|^    (.+)", line):
+            code = inline or block
+            if found := re.search(r"(\d\d_\w+)\.py\b(.*)", code):
+                yield found[1], found[2]
+                here = section or found[1]
+            elif code.startswith("--"):
+                yield here, code
+
+
+def test_commands_of_the_readme_are_accepted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = list(commands())
+    assert {name for name, _ in found} == set(NAMES) and len(found) > 3 * len(NAMES)
+    for name, flags in found:
+        wrong = complaint(name, flags)
+        assert not wrong or len(flags.split()) == 1 and wrong.endswith("expected one argument"), (name, flags)
+    assert not [path for path in re.findall(r"\btests/\w+\.\w+", TEXT) if not (ROOT / path).exists()]
+
+
+@each_lesson
+def test_commands_of_the_docstring_are_accepted(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, run, broken = docstring(name)
+    assert set(re.findall(r"python (\S+)", run + broken)) == {f"{name}.py"} and breaks(name)
+    assert not [flags for flags in breaks(name) if complaint(name, flags)]
+    for flags in re.findall(SEVERAL_FLAGS, run):  # a flag may be named there without a value
+        assert (complaint(name, flags.rstrip(".")) or "expected one argument").endswith("expected one argument")
+
+
+def test_table_of_lessons():
+    assert [row[0] for row in ROWS] == [f"`python {name}.py`" for name in NAMES] and len(NAMES) == 15
+    for name, row in zip(NAMES, ROWS):
+        assert row[1] and row[3] and row[4].strip("`") in breaks(name), (row, breaks(name))
+    total = sum(int(row[2]) for row in ROWS)
+    assert total <= 360 and f"<!-- total -->All together: {total} s.<!-- /total -->" in TEXT
+
+
+def test_claims_tables_have_one_header():
+    headers = [line for line in LINES if line.startswith("| claim")]
+    assert len(headers) == len(NAMES) and len(set(headers)) == 1
+    assert re.fullmatch(r"\| claim \| seeds \d+ to \d+, min \.\. max \| bound \|", headers[0])
+
+
+@each_lesson
+def test_claims_are_those_of_the_script(lesson, name):
+    """The default run (seed 0) is none of the ten seeds of min .. max, so it may lie outside by the range's own width
+    (ten draws span three standard deviations), or by a quarter of what is left to the bound where they hardly vary."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")]
+            for line in SECTIONS[name[:2]].splitlines() if line.startswith("| C")]
+    printed = [line.split() for line in lesson(name).text.splitlines() if line.startswith(("ok ", "FAIL "))]
+    claims = set(re.findall(r"\bC\d+\b", docstring(name)[0]))
+    assert [row[0].split()[0] for row in rows] == [f"C{i + 1}" for i in range(len(claims))] == [p[1] for p in printed]
+    assert claims == {p[1] for p in printed}
+    for (words, span, written), (*_, value, sign, bound) in zip(rows, printed):
+        assert written.split()[0] == sign and same_bound(written.split(maxsplit=1)[1], bound), (words, written, bound)
+        low, high, value, bound = *map(float, (span.split(" .. ") * 2)[:2]), float(value), float(bound)
+        left = bound - max(high, value) if sign == "<" else min(low, value) - bound
+        room = max(high - low, abs(bound - (high if sign == "<" else low)) / 4)
+        assert low <= high and left > 0, (words, span, value)
+        assert low - room <= value <= high + room, (words, span, value)
+
+
+@each_lesson
+def test_figures(lesson, name):
+    shown = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", SECTIONS[name[:2]])
+    assert shown == [f".github/gallery/{name}.png"]
+    pictures = [(folder / f"{name}.png").read_bytes() for folder in (ROOT / ".github/gallery", lesson(name).folder)]
+    assert pictures[0][16:24] == pictures[1][16:24]  # width and height in a PNG's header
+
+
+def test_pictures_are_those_of_the_gallery():
+    shown = set(re.findall(r"(?:!\[[^\]]*\]\(|src=\")([^)\"]+)", TEXT))
+    assert shown == {f".github/gallery/{name}.png" for name in NAMES}
+    assert shown == {path.relative_to(ROOT).as_posix() for path in (ROOT / ".github/gallery").iterdir()}
+
+
+def test_example(lesson):
+    """`06_euler.py --steps 5`: words, signs and bounds to the letter, numbers to about one digit (a factor of 2)."""
+    written = re.search(r"^    first .*\n(    .*\n)+", TEXT, re.M)[0].splitlines()
+    real = lesson("06_euler", "--steps", "5").text.splitlines()
+    real = [real[0], "...", *real[-6:]]  # the last line of training, five claims
+    assert len(written) == len(real)
+    for a, b in zip([line.split() for line in written], [line.split() for line in real]):
+        assert len(a) == len(b), (a, b)
+        if b[0] in ("ok", "FAIL"):
+            assert same_bound(a.pop(), b.pop()), (a, b)
+        for x, y in zip(a, b):
+            if x != y:  # only numbers with a point, and the one that a claim measured, may differ
+                assert "." in y or y == b[-2], (a, b)
+                assert abs(float(x) - float(y)) <= max(abs(float(x)), abs(float(y)), 0.002) / 2, (a, b)
+
+
+def test_links():
+    slugs = [re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in LINES if line[:1] == "#"]
+    for link in re.findall(r"(?:\]\(|(?:src|href)=\")([^)\"\s]+)", TEXT):
+        path, _, anchor = link.partition("#")
+        assert link.startswith(("https://", "http://")) or not path or (ROOT / path).exists(), link
+        assert path or anchor in slugs, link
+
+
+def test_no_machine_and_no_registry_is_named():
+    machine = r"(?<!\w)/(root|home|work|tmp|users|mnt|opt|usr|var)/|localhost|\b\d+\.\d+\.\d+\.\d+\b"
+    registry = r"pypi|pythonhosted|anaconda|conda-forge|npmjs|crates\.io|proxy\.golang|artifactory"
+    assert not [line for line in LINES if re.search(f"{machine}|{registry}", line, re.I)]
