@@ -17,7 +17,7 @@ def path(request):
 
 
 def test_there_are_lessons():
-    assert len(FILES) >= 7
+    assert len(FILES) == 15
 
 
 def test_length_and_width(path):
@@ -60,6 +60,12 @@ def test_each_claim_is_measured_where_it_is_marked(path):
     text = path.read_text()
     doc, body = text.split('"""')[1], text.split('"""', 2)[2]
     assert set(re.findall(r"\bC\d+\b", doc)) <= set(re.findall(r"\bC\d+\b", body))
+
+
+def test_a_file_that_cannot_be_saved_is_refused_at_once(path, refused, tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    for out in ("onepng", "figure.svg", "", "missing/x.png", tmp_path / "folder.png", tmp_path / "missing" / "x.pdf"):
+        refused(path.stem, "--out", str(out))
 
 
 def test_a_shared_name_has_one_body():
