@@ -48,7 +48,7 @@ def exact(xt, a, s):
     mu, var = MU.to(xt), torch.as_tensor((a * SD) ** 2 + s**2, dtype=xt.dtype, device=xt.device)
     logit = (a * xt @ mu.T - a**2 * (mu**2).sum(1) / 2) / var  # (B, 64): which Gaussian was it?
     mean = logit.softmax(1) @ mu
-    pull = (xt - a * mean) / var  # minus the score of p(xt)
+    pull = (xt - a * mean) / var  # minus the score, the gradient of log p(xt)
     log_p = logit.logsumexp(1, keepdim=True) - (xt**2).sum(1, keepdim=True) / (2 * var)
     return mean + a * SD**2 * pull, s * pull, log_p - (128 * math.pi * var).log()
 

@@ -1,6 +1,6 @@
 """Runs the lessons as a reader does and brings the README up to date. Not a test.
 
-python tests/regenerate.py            figures, seconds, their sum, the example of lesson 06; prints a table
+python tests/regenerate.py            figures, seconds (README, docstrings), the example of 06; prints a table
 python tests/regenerate.py --check    prints that table, changes nothing: status 1 if more than seconds would change
 python tests/regenerate.py --seeds 2000 2009 --jobs 2 --keep seeds.json
                                       the column "min .. max" of the claims tables (half an hour on two cores)
@@ -106,7 +106,8 @@ def with_ranges(text, name, seeds, texts):
 def many_seeds(names, seeds, jobs, keep):
     """{name: [what each seed printed]}. What is in the file `keep` is not run again, unless its script changed."""
     kept = json.loads(keep.read_text(encoding="utf-8")) if keep and keep.exists() else {}
-    code = {name: ast.dump(ast.parse((ROOT / f"{name}.py").read_bytes())) for name in names}  # without its comments
+    trees = {name: ast.parse((ROOT / f"{name}.py").read_bytes()) for name in names}
+    code = {name: "".join(map(ast.dump, tree.body[1:])) for name, tree in trees.items()}  # no comments, no docstring
     keys = {f"{name} {seed} {zlib.crc32(code[name].encode()):08x}": (name, str(seed))
             for name in names for seed in range(seeds[0], seeds[1] + 1)}
     with ThreadPoolExecutor(jobs) as pool:
@@ -155,4 +156,8 @@ if not args.seeds and "06_euler" in names:
     new = with_example(new, example)
 if not args.check:
     README.write_text(new if args.seeds else with_seconds(new, seconds), encoding="utf-8")
+    for name in [] if args.seeds else names:  # the docstring's RUN names the same seconds
+        path = ROOT / f"{name}.py"
+        text = re.sub(r"^(RUN .*?\()\d+ s", rf"\g<1>{seconds[name]:.0f} s", path.read_text(encoding="utf-8"), 1, re.M)
+        path.write_text(text, encoding="utf-8", newline="\n")
 sys.exit(bool(failed) or args.check and new != old)

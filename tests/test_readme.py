@@ -89,6 +89,7 @@ def test_table_of_lessons():
     assert [row[0] for row in ROWS] == [f"`python {name}.py`" for name in NAMES] and len(NAMES) == 15
     for name, row in zip(NAMES, ROWS):
         assert row[1] and row[3] and row[4].strip("`") in breaks(name), (row, breaks(name))
+        assert f"({row[2]} s" in docstring(name)[1], "the docstring names other seconds"
     total = sum(int(row[2]) for row in ROWS)
     assert total <= 360 and f"<!-- total -->All together: {total} s.<!-- /total -->" in TEXT
 
