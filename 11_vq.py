@@ -35,11 +35,11 @@ torch.set_num_threads(1)  # nets this small gain little or nothing from a second
 device = "cuda" if torch.cuda.is_available() else "cpu"
 # --- data and method: the moons of lesson 06 (2 x 32 Gaussians), a photograph in 4 x 4 patches
 th = (torch.randint(64, (8000, 1)) + 0.5) * torch.pi / 32  # half circle up; half circle down, moved
-moons = torch.cat([th.cos() + (th > torch.pi), th.sin() + 0.5 * (th > torch.pi)], 1)
-moons = ((moons + 0.09 * torch.randn(8000, 2) - torch.tensor([0.5, 0.25])) / 0.65).to(device)
+dots = torch.cat([th.cos() + (th > torch.pi), th.sin() + 0.5 * (th > torch.pi)], 1)
+dots = ((dots + 0.09 * torch.randn(8000, 2) - torch.tensor([0.5, 0.25])) / 0.65).to(device)
 photo = torch.tensor(plt.imread(cbook.get_sample_data("grace_hopper.jpg", False))) / 255 - 0.5
 patch = F.unfold(photo.mean(2)[None, None], 4, stride=4)[0].T.to(device)  # (19200, 16)
-block = patch.view(75, 2, 64, 2, 16).transpose(1, 2).reshape(4800, 64)  # 2 x 2 patches in a row
+square = patch.view(75, 2, 64, 2, 16).transpose(1, 2).reshape(4800, 64)  # 2 x 2 patches in a row
 def nearest(z, codes):
     return torch.cdist(z, codes).argmin(1)  # (B, D), (K, D) -> (B,): the numbers that are kept
 def learn(codes, count, z, cure, memory=0.98):  # one step, in place: codes (K, D), count (K,)
@@ -72,7 +72,7 @@ def train(name, codes, cure=args.cure, sharpen=0, **copy):
     count = torch.ones_like(codes[:, 0])  # of the z of each code in a batch, see learn
     for i in range(args.iters):
         optimizer.param_groups[0]["lr"] = 1e-2 * min(1, 1.5 * (1 - i / args.iters))  # then to 0
-        x = block[torch.randint(4800, (128,))]  # (128, 64), 8 x 8 pixels each, or 512 patches
+        x = square[torch.randint(4800, (128,))]  # (128, 64), 8 x 8 pixels each, or 512 patches
         z = encode(x.view(512, 16))  # (512, D)
         q = codes[nearest(z, codes)]
         out = decode(straight_through(z, q, **copy)).view(128, 64)
@@ -100,7 +100,7 @@ _, fsq, _, k, encode, decode = train("FSQ, 240 codes", grid, None)
 # --- measure
 codes = train_codes(patch[torch.multinomial(patch.var(1), 256)], patch, 40, "EMA", memory=0)
 kmeans = -10 * (torch.cdist(patch, codes).square().amin(1).mean() / 16).log10().item()  # dB, C6
-most = max(perplexity(nearest(moons, train_codes(far[:64, :2], moons, 1000, c))) for c in CURES[:2])
+most = max(perplexity(nearest(dots, train_codes(far[:64, :2], dots, 1000, c))) for c in CURES[:2])
 z, q = torch.randn(2, 99, dtype=torch.float64)  # C3, with a known slope: d sin(q) / dq = cos(q)
 slope = torch.autograd.grad(straight_through(z.requires_grad_(), q, True).sin().sum(), z)[0]
 def lost(z):  # C4: of patches x that are drawn from other patches' z
@@ -119,14 +119,14 @@ size = widgets.Slider(plt.axes([0.12, 0.11, 0.2, 0.04]), "K ", 2, 1000, valinit=
 steps = widgets.Slider(plt.axes([0.12, 0.04, 0.2, 0.04]), "iterations ", 0, 1500, valinit=1000)
 def draw(_=None):
     torch.manual_seed(args.seed + 1)  # the same path at each move of a slider
-    first = far[: int(size.val), :2] if starts.value_selected == "far" else moons[: int(size.val)]
-    codes = train_codes(first, moons, int(steps.val), cures.value_selected)
-    best = train_codes(moons[: len(codes)], moons, 40, "EMA", memory=0)  # k-means
-    error = [torch.cdist(moons, c).square().amin(1).mean().item() for c in (codes, best)]
+    first = far[: int(size.val), :2] if starts.value_selected == "far" else dots[: int(size.val)]
+    codes = train_codes(first, dots, int(steps.val), cures.value_selected)
+    best = train_codes(dots[: len(codes)], dots, 40, "EMA", memory=0)  # k-means
+    error = [torch.cdist(dots, c).square().amin(1).mean().item() for c in (codes, best)]
     left.clear()
-    left.plot(*moons.T.cpu(), "C7.", ms=2)
+    left.plot(*dots.T.cpu(), "C7.", ms=2)
     left.plot(*codes.T.cpu(), "o", c="tab:blue" if error[0] < 1.4 * error[1] else "tab:red", ms=5)
-    left.set(title=f"perplexity {perplexity(nearest(moons, codes)):.1f}, error {error[0]:.4f} "
+    left.set(title=f"perplexity {perplexity(nearest(dots, codes)):.1f}, error {error[0]:.4f} "
              f"(k-means {error[1]:.4f})", xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
     fig.canvas.draw_idle()  # radio buttons redraw themselves alone
     return error[0] / error[1]

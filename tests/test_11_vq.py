@@ -20,7 +20,7 @@ def error(z, codes):
 
 def trained(ns, K, cure, start="far", n_iters=1000, seed=5):
     torch.manual_seed(seed)
-    return ns.train_codes(ns.far[:K, :2] if start == "far" else ns.moons[:K], ns.moons, n_iters, cure)
+    return ns.train_codes(ns.far[:K, :2] if start == "far" else ns.dots[:K], ns.dots, n_iters, cure)
 
 
 def lloyd(z, codes, n_iters):
@@ -50,12 +50,12 @@ def test_moons(ns):
     """Density: 64 equal Gaussians on two half circles, std .09 before the scaling."""
     th = (np.arange(32) + 0.5) * np.pi / 32
     centres = np.concatenate([np.stack([np.cos(th), np.sin(th)], 1), np.stack([1 - np.cos(th), 0.5 - np.sin(th)], 1)])
-    raw = ns.moons.double().numpy() * 0.65 + [0.5, 0.25]
+    raw = ns.dots.double().numpy() * 0.65 + [0.5, 0.25]
     gap = ((raw[:, None] - centres) ** 2).sum(2)
     assert 0.8 * 2 * 0.09**2 > gap.min(1).mean() > 0.3 * 2 * 0.09**2  # nearest centre: less than its own
     count = np.bincount(gap.argmin(1), minlength=64)
     assert count.min() > 60 and count.max() < 220
-    assert np.abs(ns.moons.mean(0).numpy()).max() < 0.05 and abs(ns.moons.var(0).mean() - 1.2) < 0.1
+    assert np.abs(ns.dots.mean(0).numpy()).max() < 0.05 and abs(ns.dots.var(0).mean() - 1.2) < 0.1
 
 
 def test_plain_step_is_gradient_descent(ns):
@@ -86,10 +86,10 @@ def test_ema_is_a_running_mean(ns):
 
 
 def test_memory_0_is_k_means(ns):
-    z, first = ns.moons[:2000], ns.moons[2000:2030]
+    z, first = ns.dots[:2000], ns.dots[2000:2030]
     codes = ns.train_codes(first, z, 12, "EMA", memory=0)
     assert np.abs(codes.numpy() - lloyd(z, first, 12)).max() < 1e-3
-    assert torch.equal(first, ns.moons[2000:2030])  # the start is not written to
+    assert torch.equal(first, ns.dots[2000:2030])  # the start is not written to
 
 
 def test_reset_moves_dead_codes_only(ns):
@@ -116,17 +116,17 @@ def test_perplexity(ns):
 
 @pytest.mark.parametrize("cure", ["none", "EMA"])
 def test_far_codes_collapse(ns, cure):
-    codes, seen = trained(ns, 64, cure), ns.nearest(ns.moons, trained(ns, 64, cure))
+    codes, seen = trained(ns, 64, cure), ns.nearest(ns.dots, trained(ns, 64, cure))
     assert ns.perplexity(seen) < 8 and len(seen.unique()) < 10
-    assert error(ns.moons, codes) > 10 * error(ns.moons, trained(ns, 64, "EMA", "data"))
+    assert error(ns.dots, codes) > 10 * error(ns.dots, trained(ns, 64, "EMA", "data"))
 
 
 def test_cures(ns):
-    best = min(error(ns.moons, ns.train_codes(ns.moons[i : i + 64], ns.moons, 40, "EMA", memory=0)) for i in (0, 64, 128))
+    best = min(error(ns.dots, ns.train_codes(ns.dots[i : i + 64], ns.dots, 40, "EMA", memory=0)) for i in (0, 64, 128))
     for cure, start in [("reset", "far"), ("EMA + reset", "far"), ("none", "data"), ("EMA", "data")]:
         codes = trained(ns, 64, cure, start)
-        assert 0.93 < error(ns.moons, codes) / best < 1.3
-        assert ns.perplexity(ns.nearest(ns.moons, codes)) > 54
+        assert 0.93 < error(ns.dots, codes) / best < 1.3
+        assert ns.perplexity(ns.nearest(ns.dots, codes)) > 54
 
 
 def test_straight_through_by_hooks(ns):
@@ -188,7 +188,7 @@ def test_pictures(ns):
         assert abs(10 * math.log10(1 / ((pixels(p) - photo) ** 2).mean()) - db) < 1e-3
         assert abs(steps(pixels(p)) / steps(photo) - sharp) < 1e-4
         assert 100 < len(p.unique(dim=0)) <= 256  # each patch is one of 256
-    four = ns.block[5 * 64 + 7].view(4, 4, 4).double().numpy() - [[[0]]]
+    four = ns.square[5 * 64 + 7].view(4, 4, 4).double().numpy() - [[[0]]]
     want = photo[40:48, 56:64].reshape(2, 4, 2, 4).transpose(0, 2, 1, 3).reshape(4, 4, 4)
     assert np.abs(four - want).max() < 1e-6
     shown = ns.right.images[0].get_array()
@@ -216,7 +216,7 @@ def numbers(ns):
 def test_widgets(ns):
     before = state(ns)
     assert before[1] == to_hex("tab:blue") and len(before[2]) == 64
-    assert abs(error(ns.moons, torch.tensor(before[2])) - numbers(ns)[1]) < 1e-4
+    assert abs(error(ns.dots, torch.tensor(before[2])) - numbers(ns)[1]) < 1e-4
     try:
         ns.steps.set_val(0)
         assert numbers(ns)[0] < 10 and state(ns)[1] == to_hex("tab:red") and np.abs(state(ns)[2] - 2).max() < 0.6
