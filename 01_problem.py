@@ -111,7 +111,7 @@ start, real = torch.randn(4000, D, generator=noise, device=device), moons(4000, 
 landed = carry(jump, start, 1)  # C3; one step from t = 0 is x_hat itself
 
 # --- figure
-fig, (left, right) = plt.subplots(1, 2, figsize=(12, 5), gridspec_kw={"bottom": 0.24, "wspace": 0})
+fig, (left, right) = plt.subplots(1, 2, figsize=(12, 5), gridspec_kw={"bottom": 0.24, "wspace": .1})
 slider = Slider(fig.add_axes([0.6, 0, 0.2, 0.1]), "steps   ", 1, 50, valinit=args.steps, valstep=1)
 left.semilogy(2 * m, EFFECTIVE**m, "k--", 2 * m, effective, "C1o")  # C1: tab:orange
 left.semilogy(2 * m, KEPT**m, "k--", 2 * m, kept / N, "C1s")

@@ -130,7 +130,7 @@ _, dots = cloud.plot(*real.T.cpu(), "C7.", [], [], ".", ms=2)
 cloud.set(aspect=1, xlim=(-2.6, 2.6), ylim=(-2.6, 2.6))
 def draw(n):
     x = ancestral(net, z, int(n), args.var)
-    dots.set(data=x.T.cpu(), color={"upper": "C0", "lower": "C1", "zero": "C3"}[args.var])
+    dots.set(data=x.T.cpu(), color=dict(upper="C0", lower="C1").get(n > 4 and args.var, "C3"))
     cloud.set_title(f"{n} steps: ED {energy_distance(x, real):.4f}")
 slider.on_changed(draw)
 slider.set_val(args.steps)

@@ -127,9 +127,9 @@ plt.setp(axes[:2], aspect="equal", xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), xlabel="$
 def draw(_):
     for ax, cloud, chord, name in zip(axes, clouds, (False, True), ("DDPM's arc", "chord")):
         x = walk(int(steps.val), eta.val, chord)
-        cloud.set(data=x.T.cpu(), color="tab:red" if args.forget and chord else "tab:blue")
-        ax.set_title(f"{name}, {steps.val} steps: ED {energy_distance(x, real):.4f}")
-    fig.canvas.draw_idle()
+        d = energy_distance(x, real)
+        cloud.set(data=x.T.cpu(), color="C0" if d < 0.05 else "C3")
+        ax.set_title(f"{name}, {steps.val} steps: ED {d:.4f}")
 draw(0)
 steps.on_changed(draw)
 eta.on_changed(draw)

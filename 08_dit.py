@@ -116,7 +116,7 @@ conv, pixels = nn.Conv2d(1, 60, 4, stride=4).to(device).double(), image[:1].doub
 h = F.linear(F.unfold(pixels, 4, stride=4).mT, conv.weight.flatten(1), conv.bias)  # (1, 16, 60)
 # --- figure: left a row of digits for each cell, red where it fails; right the clouds
 fig, ax = plt.subplots(figsize=(12, 5), gridspec_kw=dict(left=0.01, right=0.99, top=0.99))
-slider = plt.Slider(fig.add_axes([0.3, 0.02, 0.4, 0.04]), "steps ", 1, 50, valinit=20, valstep=1)
+slider = plt.Slider(fig.add_axes([0.3, 0.02, 0.4, 0.04]), "steps ", 1, 25, valinit=20, valstep=1)
 def draw(steps):
     ax.clear()  # the slider draws here again
     for i, cell in enumerate(nets):  # 0 .. 7 digits, 8 .. 11 points

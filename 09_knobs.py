@@ -109,9 +109,9 @@ off = (out - torch.stack([s * xt - a * v, a * xt + s * v, v, v])) / torch.stack(
 de, dx, dv, still = off.view(4, 49, 800).square().mean(2).sqrt().detach().cpu()  # v's; C2 C4
 
 # --- figure
-fig, axes = plt.subplot_mosaic("abc;dee;dss", figsize=(12, 7.5), layout="constrained",
+fig, axes = plt.subplot_mosaic("abc;dee;dss", figsize=(12, 6.8), layout="constrained",
                                height_ratios=[10, 9, 1])
-slider = plt.Slider(axes["s"], "w", 0, 8, valinit=args.w)
+slider = plt.Slider(axes["s"], "w", 0, 8, valinit=args.w, valfmt="%.1f")
 for ax, (xs, names, title, *curves) in zip(axes.values(), [
         (CALLS, "linear cosine", f"8 DDIM calls: {linear[1]:.2f}, {cosine[1]:.2f}", linear, cosine),
         (t, "eps v x", f"ends: {de[0] / dv[0]:.0f}, {dx[-1] / dv[-1]:.0f} times v's", de, dv, dx),

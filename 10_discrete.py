@@ -71,17 +71,17 @@ def fill_in(method, calls, temperature=1):  # all unknown; a call keeps N / call
     return x
 
 # --- network and train: each token sees all others; the rate: 50 to warm up, flat, from 1/3 to 0
-embed, where, head = Embedding(V + 1, 32), Embedding(N, 32), Linear(32, V)
-blocks = ModuleList(ModuleList([Linear(32, 96), Linear(32, 32), Linear(32, 128), Linear(128, 32)])
-                    for _ in range(2))  # attention (queries, keys, values; out), then a plain net
-net = ModuleList([embed, where, blocks, head]).to(device)
+SIZES = [(32, V)] + 2 * [(32, 96), (32, 32), (32, 128), (128, 32)]  # head, 2 x qkv, out, up, down
+net = ModuleList([Embedding(V + 1, 32), Embedding(N, 32), *(Linear(*s) for s in SIZES)]).to(device)
+def block(h, sees, qkv, out, up, down, heads=4):  # h (B, N, C); sees (n, N): the last n tokens ask
+    q, k, v = qkv(F.layer_norm(h, h.shape[2:])).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    mix = F.scaled_dot_product_attention(q[:, :, -len(sees):], k, v, sees)  # weighted means of v
+    h = h[:, -len(sees):] + out(mix.transpose(1, 2).flatten(2))  # attention, then a plain net
+    return h + down(F.silu(up(F.layer_norm(h, h.shape[2:]))))  # (B, n, C)
 def logits(x):  # (B, N) -> (B, N, V)
-    h = embed(x) + where(place)
-    for qkv, out, up, down in blocks:
-        q, k, v = qkv(F.layer_norm(h, [32])).view(-1, N, 3, 4, 8).permute(2, 0, 3, 1, 4)  # 4 heads
-        h = h + out(((q @ k.mT / 8**0.5).softmax(3) @ v).transpose(1, 2).flatten(2))
-        h = h + down(F.gelu(up(F.layer_norm(h, [32]))))
-    return head(F.layer_norm(h, [32]))
+    (embed, where, head, *layers), sees = net, torch.ones(N, N, device=device) > 0  # each sees all
+    h = block(embed(x) + where(place), sees, *layers[:4])
+    return head(F.layer_norm(block(h, sees, *layers[4:]), [32]))
 optimizer = torch.optim.AdamW(net.parameters(), betas=(0.9, 0.99), fused=True)
 for i in range(args.iters):
     optimizer.param_groups[0]["lr"] = 1e-2 * min((i + 1) / 50, 1.5 * (1 - i / args.iters), 1)

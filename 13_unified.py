@@ -63,24 +63,24 @@ def document(kind, m, n, first=False):  # n rows of m objects; where answers beg
         parts = [segment(medium, o) for medium in kind]
     return torch.cat(parts, 1), sum(p.shape[1] for p in parts[:-1]) + 1 + (kind == "recall")
 # --- network and train: one net for all documents; the towers for pictures to words alone
-def block(layers, h, past=True):  # tokens h (B, N, C); past: each sees only those before it
-    qkv, out, up, down = layers  # attention of 4 heads, then a plain net
-    q, k, v = qkv(F.layer_norm(h, [64])).unflatten(2, (3, 4, 16)).permute(2, 0, 3, 1, 4)
-    h = h + out(F.scaled_dot_product_attention(q, k, v, is_causal=past).transpose(1, 2).flatten(2))
-    return h + down(F.silu(up(F.layer_norm(h, [64]))))
+def block(h, sees, qkv, out, up, down, heads=4):  # h (B, N, C); sees (n, N): the last n tokens ask
+    q, k, v = qkv(F.layer_norm(h, h.shape[2:])).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    mix = F.scaled_dot_product_attention(q[:, :, -len(sees):], k, v, sees)  # weighted means of v
+    h = h[:, -len(sees):] + out(mix.transpose(1, 2).flatten(2))  # attention, then a plain net
+    return h + down(F.silu(up(F.layer_norm(h, h.shape[2:]))))  # (B, n, C)
 def predict(name, x, n):  # a prompt of n tokens, and what is written -> (B, .., 43), from n on
-    embed, head, weigh, *layers = nets[name]
+    (embed, head, weigh, *layers), past = nets[name], torch.ones(2 * x.shape[1:]).tril() > 0
     count = ((x < 4) | (x > 7)).cumsum(1)  # of objects: the word of a shape adds none
     place = count - (count * ((x >= BEGIN) & (x < NUMBER))).cummax(1).values  # since the marker
     h = embed(x) + embed(NUMBER + place) / 2  # subtle: place 3 IS the vector of the word "3"
     if name == "unified":
-        h = block(layers[:4], h)
+        h = block(h, past, *layers[:4])  # past (N, N): row sees column, not what is to come
     else:  # two towers of the same parts: one block reads the source, the other writes
-        seen = F.layer_norm(block(layers[:4], h[:, :n - 1], past=False), [64])
+        seen = F.layer_norm(block(h[:, :n - 1], torch.ones(n - 1, n - 1) > 0, *layers[:4]), [64])
         if name == "one vector":  # a mean, of learned weights: (B, n - 1, C) -> (B, 1, C)
             seen = weigh(seen).softmax(1).mT @ seen
         h, n = torch.cat([seen, h[:, n - 1:]], 1), seen.shape[1] + 1
-    return head(F.layer_norm(block(layers[4:], h)[:, n - 1:], [64]))
+    return head(F.layer_norm(block(h, past[:len(h[0]), :len(h[0])], *layers[4:])[:, n - 1:], [64]))
 SIZES, nets = [(64, 43), (64, 1)] + 2 * [(64, 192), (64, 64), (64, 256), (256, 64)], {}
 for name, lr, share in ("unified", 3e-3, 1), ("one vector", 5e-3, 1), ("all vectors", 5e-3, 3):
     net = nets[name] = ModuleList([Embedding(79, 64), *(Linear(*size) for size in SIZES)])

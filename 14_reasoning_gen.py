@@ -118,7 +118,7 @@ stair.set(title="share of right pictures; above the dashes: a guess", xlabel="ho
 mark, = stair.plot(0, 0, "s", ms=40, mfc="none", mew=3)
 def draw(_=None):
     k, b, far, named = [int(bar.val) for bar in bars]
-    mark.set(xdata=[k - 1], ydata=[b], color="tab:blue" if stairs[b, k - 1] > 0.95 else "tab:red")
+    mark.set(xdata=[k - 1], ydata=[b], c="C3" if far and k > 1 or stairs[b, k - 1] < 0.95 else "C0")
     told, goal, cell = path[:, [0, 1, 2 + far]] if far and k > 1 else start, wanted[k], path[:, [k]]
     panels = [("A, the path", A, path[:, :k + 1]), ("B", B, cell), ("wanted", goal, cell),
               (f"{b} thoughts", *edit(A, B, told, k, b)), ("silent", *edit(A, B, start, k, 0)),

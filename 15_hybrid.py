@@ -121,7 +121,7 @@ for n, label, share, style in (("pooled", "words", placed, "C3"), ("noisy", "sce
 plot.axhline(9 / 16, c="k", ls="--", label="words, best guess from a bag")
 plot.legend(fontsize=8, title=f"share right, or off; pooled at w = 1: {placed['pooled', 1]:.2f}")
 def draw(_=None):
-    k, now = int(number.val), {n: judge(n, guide.val) for n in tests}  # no new training
+    k, now = int(number.val), {n: got.get((n, guide.val)) or judge(n, guide.val) for n in tests}
     cells = torch.stack([CELLS[asked[k]], *[z[3][k] for z in now.values()]])  # (6, 3, 108)
     rows, cols = (torch.cdist(cells, CELLS).argmin(2) != asked[k]).nonzero().T.cpu()  # wrong: red
     tiles = F.pad(cells.view(6, 3, 3, 6, 6), 4 * [1], value=0.5).permute(0, 3, 1, 4, 2)

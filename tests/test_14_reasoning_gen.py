@@ -85,16 +85,17 @@ def reference(ns, A, B, heard, roles):
     x = [table[cell] + table[9 + t] + table[51] for cell, t in enumerate(A)]
     x += [table[cell] + table[9 + t] + table[52] for cell, t in enumerate(B)]
     x = torch.stack(x + [table[c] + table[45 + r] for c, r in zip(heard, roles)])
-    parts = linear(ns.qkv, norm(x))
+    qkv, out, up, down = ns.layers
+    parts = linear(qkv, norm(x))
     mixed = torch.zeros(len(x), 48).double()
     for head in range(4):
         q, k, v = [parts[:, 48 * i + 12 * head : 48 * i + 12 * head + 12] for i in range(3)]
         for i in range(len(x)):
             weight = (k[: i + 1] @ q[i] / math.sqrt(12)).softmax(0)
             mixed[i, 12 * head : 12 * head + 12] = weight @ v[: i + 1]
-    x = x + linear(ns.out, mixed)
-    hidden = linear(ns.up, norm(x))
-    x = x + linear(ns.down, hidden * hidden.sigmoid())
+    x = x + linear(out, mixed)
+    hidden = linear(up, norm(x))
+    x = x + linear(down, hidden * hidden.sigmoid())
     return linear(ns.head, norm(x))[18:]
 
 
@@ -292,16 +293,16 @@ def test_sliders(lesson):
     ns = lesson(NAME).ns
     hops, thoughts, skips, shades = ns.bars
     before = state(ns)
-    assert before[0][3][:2] == ("4 thoughts: 1.00 right", BLUE) and before[1:] == ([4, 4], BLUE)
+    assert before[0][3][:2] == ("4 thoughts: 1.00 right", BLUE) and before[1:] == ([5, 4], BLUE)
     assert before[0][0][3] == before[0][3][3] == ns.path[0, :6].tolist()
     try:
         thoughts.set_val(0)
         panels, mark, colour = state(ns)
-        assert mark == [4, 0] and colour == RED
+        assert mark == [5, 0] and colour == RED
         assert panels[3][0] == f"0 thoughts: {ns.stairs[0, 4]:.2f} right" and panels[3][1:] == panels[4][1:]
         hops.set_val(1)
         panels, mark, colour = state(ns)
-        assert mark == [0, 0] and colour == BLUE and panels[3][:2] == ("0 thoughts: 1.00 right", BLUE)
+        assert mark == [1, 0] and colour == BLUE and panels[3][:2] == ("0 thoughts: 1.00 right", BLUE)
         assert panels[3][3] == ns.path[0, :2].tolist()
         hops.set_val(5)
         thoughts.set_val(4)
@@ -329,7 +330,7 @@ def test_break(lesson):
     run = lesson(NAME, "--thoughts", "0", "--named", "9", "--iters", "400")
     assert {c for c, ok in run.claims().items() if not ok} == {"C1", "C4", "C6"}
     panels, mark, colour = state(run.ns)
-    assert mark == [4, 0] and colour == RED and panels[3][1] == RED and panels[5][1] == BLUE
+    assert mark == [5, 0] and colour == RED and panels[3][1] == RED and panels[5][1] == BLUE
     assert run.ns.stairs[0, 0] > 0.95 and run.ns.stairs[0, 1:].max() < 0.25
 
 

@@ -1,0 +1,100 @@
+"""Lessons in a real window: mouse on every slider and label, then close. The lesson runs in `test_window.py LESSON`."""
+import os
+import pathlib
+import runpy
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def screen():
+    """The environment of a process that may open a window: on the reader's display, else on one of Xvfb."""
+    env, server = dict(os.environ, MPLBACKEND="TkAgg"), None
+    if sys.platform == "linux" and not env.get("DISPLAY"):
+        if not shutil.which("Xvfb"):
+            pytest.skip("no display, and no Xvfb to make one")
+        server = subprocess.Popen(["Xvfb", "-displayfd", "1", "-screen", "0", "1600x1000x24", "-nolisten", "tcp"],
+                                  stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        env["DISPLAY"] = ":" + server.stdout.readline().strip()  # a free number, told when it is ready
+    try:
+        probe = [sys.executable, "-c", "import tkinter; tkinter.Tk()"]
+        if subprocess.run(probe, env=env, capture_output=True).returncode:
+            pytest.skip("no tkinter, or it can open no window")
+        yield env
+    finally:
+        if server:
+            server.terminate()
+            server.wait()
+
+
+@pytest.mark.parametrize("name, widgets", [
+    ("01_problem", 1), ("06_euler", 2), ("09_knobs", 1), ("13_unified", 1)])
+def test_mouse_and_close(screen, tmp_path, name, widgets):
+    command = [sys.executable, __file__, str(ROOT / f"{name}.py"), "--iters", "50"]
+    done = subprocess.run(command, cwd=tmp_path, env=screen, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    *events, end = [line.split("|")[1:] for line in done.stdout.splitlines() if line.startswith("mouse|")]
+    assert end == ["closed"] and len({event[0] for event in events}) == widgets, done.stdout
+    for widget, what, seconds, effect in events:
+        assert effect == "as it should" and float(seconds) < 2, (widget, what, seconds, effect)
+
+
+def drive(canvas, widgets):
+    """Events of Tk's mouse, a yield after each; prints the seconds until all is drawn, and the effect."""
+    tk = canvas.get_tk_widget()
+    def picture():  # as last drawn, without the widgets
+        pixels = np.array(canvas.buffer_rgba())
+        for box in (w.ax.bbox for w in widgets.values()):
+            pixels[-int(box.y1) - 9:len(pixels) - int(box.y0) + 9] = 0
+        return pixels
+    def mouse(name, what, state, goal, *places):  # pressed at the first place, let go at the last
+        before, old, start = picture(), state(), time.perf_counter()
+        for event, (x, y) in zip(["<ButtonPress-1>", *["<Motion>"] * len(places)], [*places, places[-1]]):
+            tk.event_generate(event, x=int(x), y=int(tk.winfo_height() - y))
+        tk.event_generate("<ButtonRelease-1>", x=int(x), y=int(tk.winfo_height() - y))
+        tk.update()  # to the end of what waits for an idle loop
+        seconds, changed = time.perf_counter() - start, (picture() != before).any()
+        good = goal(state()) and bool(changed) == (state() != old)
+        print(f"mouse|{name}|{what}|{seconds:.2f}|{'as it should' if good else (old, state(), changed)}")
+    tk.update()  # the first picture, in the window's own resolution
+    for name, w in widgets.items():
+        box, slider = w.ax.bbox, hasattr(w, "valmin")  # the box moves with the layout
+        mouse(name, "beside", lambda: w.val if slider else 0, lambda new: True, (box.x0 + 9, box.y1 + 5))
+        for path in ([0.8], [0.25], [0.25, 0.9, 9], [0.9, 0.1, -9]) if slider else ():  # clicks; beyond the ends
+            goal = w.valmin + min(max(path[-1], 0), 1) * (w.valmax - w.valmin)
+            error = (w.valstep or 0) / 2 + (w.valmax - w.valmin) / 100  # half a step and a pixel
+            mouse(name, path, lambda: w.val, lambda new: abs(new - goal) <= error,
+                  *[(box.x0 + f * box.width, box.y0 + box.height / 2) for f in path])
+            yield
+        for label in () if slider else [*w.labels, w.labels[0]]:
+            mouse(name, label.get_text(), lambda: w.value_selected, lambda new: new == label.get_text(),
+                  label.get_window_extent().get_points().mean(0))
+            yield
+
+
+if __name__ == "__main__":
+    import matplotlib.pyplot as plt
+    show = plt.show
+    def show_and_drive():  # the real show(), with the mouse at work inside its loop
+        names, canvas = sys._getframe(1).f_globals, plt.gcf().canvas
+        events = drive(canvas, {n: w for n, w in names.items() if type(w).__name__ in ("RadioButtons", "Slider")})
+        window = canvas.manager.window
+
+        def tick(goes_on=False):
+            try:
+                goes_on = next(events, True) is None
+            finally:  # closed as a window manager asks for it, after a failure too
+                window.after(20, tick) if goes_on else window.tk.call(window.protocol("WM_DELETE_WINDOW"))
+        window.after(500, tick)
+        show()
+    plt.show = show_and_drive
+    del sys.argv[0]  # the lesson reads its own flags
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    print("mouse|closed")
