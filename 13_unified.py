@@ -109,7 +109,7 @@ pairs = [score(pair, 8) for pair in KINDS[:6]]  # C1
 curves = {name: {m: score(("image", "text"), m, name) for m in (1, 2, 4, 6, 8)} for name in nets}
 curves["recall"] = {m: score("recall", m) for m in (1, 2, 4, 8, 16, 32)}  # C3
 # --- figure
-fig, (scene, *panels) = plt.subplots(1, 3, figsize=(14, 5), width_ratios=[5, 2, 2])
+fig, (scene, *panels) = plt.subplots(1, 3, figsize=(13, 5), width_ratios=[5, 2, 2])
 options = ["8 text", "8 image", "8 audio", "10 image"]  # objects, and what is given of them
 radio = widgets.RadioButtons(plt.axes([0.01, 0.4, 0.1, 0.2]), options, 1)
 def draw(_=None):

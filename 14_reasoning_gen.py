@@ -5,10 +5,9 @@
 """14 Think, then draw: one net for words and pictures (13) writes thoughts, then edits a picture.
 A picture is 3 x 3 tokens (9 hues x 4 shades). In A hue h names cell h: from a start go k times to
 the cell named, then copy B's token there into A; the other 8 are pasted. A thought is a hop written
-as a word. Heard, it is the next input; if not, that is the last word heard and the hops since then.
+as a word: if heard, the next input, a step in series; if not, none. Same weights, labels and calls.
 C1 with --thoughts heard, k = 1 .. 5 hops end in the right picture; B's pairs were never copied
-C2 b thoughts heard: right if k <= b + 1, C3 else at most a guess among the cells not ruled out,
-   1 / (7 - b), for so small a net. Same weights, labels, calls: a thought heard is a step in series
+C2 b thoughts heard: right if k <= b + 1, C3 else at most a guess among the cells left, 1 / (7 - b)
 C4 thoughts are causes: put a wrong cell for one, and the picture follows the wrong path
 C5 prompt rewriting: a caption of the picture wanted, r of 9 shades named, keeps (r + 3) / 12 of A
 C6 for B the A of another task, with a path of its own: the cell stays A's, the token is that B's
@@ -49,9 +48,14 @@ def caption(x, named):  # a word a cell, (n, 9): hue and shade, but from cell na
 TOKEN, ROLE, DRAW = 9, 45, 5  # 53 words: 9 names of cells, 36 tokens, 8 roles: hops since a word
 word = Embedding(53, 48)  # was heard (0 .. 4), DRAW: a token is due, 6 and 7: in picture A, B
 word.weight.data *= torch.tensor([0.5] * ROLE + [0.1] * 8)[:, None]  # roles must not drown names
-qkv, out, up, down, head = map(Linear, [48, 48, 48, 192, 48], [144, 48, 192, 48, 45])  # in, out
+*layers, head = map(Linear, [48, 48, 48, 192, 48], [144, 48, 192, 48, 45])  # in, out
 renderer = Sequential(Embedding(45, 48), Linear(48, 36))  # the rival's: a caption's word -> token
-nets = ModuleList([word, qkv, out, up, down, head, renderer]).to(device)
+nets = ModuleList([word, *layers, head, renderer]).to(device)
+def block(h, sees, qkv, out, up, down, heads=4):  # h (B, N, C); sees (n, N): the last n tokens ask
+    q, k, v = qkv(F.layer_norm(h, h.shape[2:])).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    mix = F.scaled_dot_product_attention(q[:, :, -len(sees):], k, v, sees)  # weighted means of v
+    h = h[:, -len(sees):] + out(mix.transpose(1, 2).flatten(2))  # attention, then a plain net
+    return h + down(F.silu(up(F.layer_norm(h, h.shape[2:]))))  # (B, n, C)
 def think(A, B, said, b, ends):  # said (n, S): start and words; b thoughts heard -> (n, S, 45)
     slot = torch.arange(said.shape[1], device=device).expand_as(said)  # j writes hop j + 1
     last = (slot == said.shape[1] - 1) & ends  # draws: hears the goal cell, whatever b is
@@ -59,11 +63,8 @@ def think(A, B, said, b, ends):  # said (n, S): start and words; b thoughts hear
     role = torch.where(last, DRAW, (slot - b).clamp(min=0))
     # subtle: a cell's name is also its place in A and B, so that a name heard finds its cell
     A, B = [word(cells) + word(TOKEN + x) + word.weight[r] for x, r in ((A, -2), (B, -1))]
-    h = torch.cat([A, B, word(heard) + word(ROLE + role)], 1)  # (n, 18 + S, 48)
-    q, k, v = qkv(F.layer_norm(h, [48])).unflatten(2, (3, 4, 12)).permute(2, 0, 3, 1, 4)  # 4 heads
-    mix = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # none sees what follows it
-    h = (h + out(mix.transpose(1, 2).flatten(2)))[:, 18:]  # nothing is asked of A and B themselves
-    return head(F.layer_norm(h + down(F.silu(up(F.layer_norm(h, [48])))), [48]))
+    h = torch.cat([A, B, word(heard) + word(ROLE + role)], 1)  # (n, 18 + S, 48); S words ask:
+    return head(F.layer_norm(block(h, h.new_ones(2 * h.shape[1:2]).tril()[18:] > 0, *layers), [48]))
 # --- train: the two nets share this loop, but no weight
 optimizer = torch.optim.AdamW(nets.parameters(), betas=(0.9, 0.99), fused=True)
 for i in range(args.iters):
@@ -109,16 +110,15 @@ bars = [plt.Slider(plt.axes([x, y, 0.25, 0.03]), name, low, high, valinit=at, va
             (0.12, 0.1, "hops k ", 1, 5, 5), (0.12, 0.03, "thoughts b ", 0, 4, args.thoughts),
             (0.6, 0.1, "thought 2 skips ", 0, 3, 0), (0.6, 0.03, "shades told ", 0, 9, args.named))]
 stair = axes.pop("s")
-stair.imshow(stairs.numpy(), "Blues", vmax=3)  # pale, so that the numbers can be read
+stair.imshow(stairs.numpy(), "Blues", vmax=3, extent=(0.5, 5.5, 4.5, -0.5))  # pale, for the numbers
 for i, share in enumerate(stairs.flatten()):
-    stair.text(i % 5, i // 5, f"{share:.2f}", ha="center", va="center")
-stair.step([0.5, 0.5, 1.5, 2.5, 3.5, 4.5], [-0.5, 0.5, 1.5, 2.5, 3.5, 3.5], "k--", where="post")
-stair.set(title="share of right pictures; above the dashes: a guess", xlabel="hops k",
-          ylabel="thoughts heard b", xticks=range(5), xticklabels=range(1, 6), yticks=range(5))
-mark, = stair.plot(0, 0, "s", ms=40, mfc="none", mew=3)
+    stair.text(i % 5 + 1, i // 5, f"{share:.2f}", ha="center", va="center")
+stair.step([1.5, 1.5, 2.5, 3.5, 4.5, 5.5], [-0.5, 0.5, 1.5, 2.5, 3.5, 3.5], "k--", where="post")
+stair.set(title="share right; above the dashes a guess", xlabel="hops k", ylabel="thoughts heard b")
+mark, = stair.plot(1, 0, "s", ms=40, mfc="none", mew=3)
 def draw(_=None):
     k, b, far, named = [int(bar.val) for bar in bars]
-    mark.set(xdata=[k - 1], ydata=[b], c="C3" if far and k > 1 or stairs[b, k - 1] < 0.95 else "C0")
+    mark.set(xdata=[k], ydata=[b], c="C3" if far and k > 1 or stairs[b, k - 1] < 0.95 else "C0")
     told, goal, cell = path[:, [0, 1, 2 + far]] if far and k > 1 else start, wanted[k], path[:, [k]]
     panels = [("A, the path", A, path[:, :k + 1]), ("B", B, cell), ("wanted", goal, cell),
               (f"{b} thoughts", *edit(A, B, told, k, b)), ("silent", *edit(A, B, start, k, 0)),
