@@ -10,7 +10,7 @@ single draw, the closed form xt = a x + s eps, a^2 = abar[t] = product of 1 - be
 C1 its mean and variance are those of t steps  C2 chains really run agree and keep variance 1
 C3 their noise is Gaussian  C4 a training point costs a chain hundreds of draws, here one  C5 they
 end in N(0, I), C6 from where a way leads back  C7 a net learns the chains' noise without a chain
-RUN    python 02_ddpm_forward.py                   (11 s; the slider walks along the chain)
+RUN    python 02_ddpm_forward.py                   (5 s; the slider walks along the chain)
 BREAK  python 02_ddpm_forward.py --T 50            data are left at T: C5, C6 (C4: a short chain)
        python 02_ddpm_forward.py --noise uniform   same mean and variance, wrong shape: C3 fails
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, eq. 2, 4 and 14; section 4: beta and L_T"""
