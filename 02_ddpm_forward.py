@@ -10,7 +10,7 @@ single draw, the closed form xt = a x + s eps, a^2 = abar[t] = product of 1 - be
 C1 its mean and variance are those of t steps  C2 chains really run agree and keep variance 1
 C3 their noise is Gaussian  C4 a training point costs a chain hundreds of draws, here one  C5 they
 end in N(0, I), C6 from where a way leads back  C7 a net learns the chains' noise without a chain
-RUN    python 02_ddpm_forward.py                   (5 s; the slider walks along the chain)
+RUN    python 02_ddpm_forward.py                   (5 s; slider: t; a small t has no way back)
 BREAK  python 02_ddpm_forward.py --T 50            data are left at T: C5, C6 (C4: a short chain)
        python 02_ddpm_forward.py --noise uniform   same mean and variance, wrong shape: C3 fails
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, eq. 2, 4 and 14; section 4: beta and L_T"""
@@ -69,7 +69,6 @@ for t in range(1, T + 1):  # uniform: mean 0, variance 1 too, but two uniforms d
 seconds, start, jump = time.time() - start, time.time(), a[T] * x + s[T] * torch.randn_like(x)
 print(f"{N} points at t = {T}: chain {seconds:.2f} s, closed form {time.time() - start:.4f} s")
 run = torch.stack([(path * x).mean((1, 2)) - a[:, 0], (path**2).mean((1, 2)) - 1]).abs().max()  # C2
-
 def kolmogorov(t):
     """Gap of the CDFs of N(0, 1) and the chains' eps; by chance above .0177 once in 10^5."""
     eps = ((path[t] - a[t] * x) / s[t]).double().flatten().sort()[0]  # (2N,)
@@ -101,26 +100,24 @@ for i in range(args.iters):
 
 # --- measure
 excess = (net(torch.cat([points, clock[times]], 1)) - best).square().mean().item() / floor  # C7
-hop, ends = max(1, T // 200), []
-for xt in torch.randn_like(x).split(2000):  # N(0, I): no data in it; 2000 at once fit the cache
-    for t in range(T, 0, -hop):  # the way back (lesson 07): guess both ends, mix with less noise
+def way_back(start, xt, n_hops):
+    """Takes xt (n, 2) for the chain at t = start: where that leads, the error of its covariance."""
+    hop = max(1, start // n_hops)
+    for t in range(start, 0, -hop):  # lesson 07: guess both ends, mix them with less noise
         x_hat, eps_hat, _ = exact(xt, a[t], s[t])  # not the net: the perfect guess
         xt = a[max(0, t - hop)] * x_hat + s[max(0, t - hop)] * eps_hat
-    ends.append(xt)
-xt = torch.cat(ends)
-bias = (xt.T.cov() - MU.T.cov(correction=0) - SD**2 * torch.eye(2).to(MU)).abs().max().item()  # C6
+    return xt, (xt.T.cov() - MU.T.cov(correction=0) - SD**2 * torch.eye(2).to(MU)).abs().max()
+prior = torch.randn_like(x)  # no data in it
+bias = way_back(T, prior, 200)[1]  # C6
 
 # --- figure
 fig, axes = plt.subplots(1, 4, figsize=(13, 4.5), gridspec_kw=dict(left=.05, right=.98, bottom=.3))
 slider = plt.Slider(fig.add_axes([0.1, 0.06, 0.8, 0.04]), "t", 1, T, valstep=1, initcolor="none")
 axes[2].semilogy(range(1, T + 1), (abar / (1 - abar)).cpu()[1:], "k--")
 axes[2].set(xlabel="t", title=f"SNR = abar / (1 - abar):\n{abar[T] / (1 - abar[T]):.2g} at t = {T}")
-colour, u = "tab:blue" if bias < 0.1 else "tab:red", torch.linspace(-4, 4, 101)
-axes[3].hist([x[:, 0].tolist(), xt[:, 0].tolist()], u[::4].tolist(), color=["0.6", colour])
-axes[3].set(xlabel="first coordinate (grey: data)",
-            title=f"way back from N(0, I):\ncovariance off by {bias:.2g}")
-
+u = torch.linspace(-4, 4, 101)
 def draw(t):
+    xt, gap = way_back(t, prior[:4000], 50)  # N(0, I) as if it were the chain's law at t
     p = exact(torch.cartesian_prod(u, u), a[t].cpu(), s[t].cpu())[2].exp().view(101, 101).T
     axes[0].clear()
     axes[0].scatter(*path[t].T.cpu(), 0.3, "0.6")
@@ -130,8 +127,12 @@ def draw(t):
     axes[1].hist(((path[t] - a[t] * x) / s[t]).flatten().cpu(), u[::2], density=True, color="0.6")
     axes[1].plot(u, (-(u**2) / 2).exp() / math.sqrt(2 * math.pi), "k--")
     axes[1].set(xlabel="eps", title=f"its eps: CDF off N(0, 1)\nby {kolmogorov(t):.4f}")
+    axes[3].clear()
+    axes[3].hist([x[:, 0].tolist(), xt[:, 0].tolist()], u[::4].tolist(), density=True,
+                 color=["0.6", "tab:blue" if gap < 0.2 else "tab:red"])
+    axes[3].set(xlabel="$x_1$", title=f"N(0, I) for xt, led back:\ncovariance off by {gap:.2g}")
 slider.on_changed(draw)
-slider.set_val(max(2, T // 10) if args.noise == "gauss" else 1)  # a sum of many looks Gaussian soon
+slider.set_val(T if args.noise == "gauss" else 1)  # a sum of many uniforms looks Gaussian soon
 fig.savefig(args.out, dpi=120)
 
 # --- claims
@@ -140,7 +141,7 @@ claims = [("C1", "T steps of mean and variance, error of the closed form", off, 
     ("C3", "CDF of their eps off N(0, 1)", max(map(kolmogorov, {1, 2, T // 2, T})), "<", 0.0177),
     ("C4", "noises drawn by a chain per training point", times.double().mean().item(), ">", 300),
     ("C5", "KL from xT given x to N(0, I), nats", -math.log(1 - abar[T]), "<", 1e-3),  # E|x|^2 = 2
-    ("C6", "exact way back from N(0, I): covariance off the data's by", bias, "<", 0.1),
+    ("C6", "exact way back from N(0, I): covariance off the data's by", bias.item(), "<", 0.1),
     ("C7", "loss of the net above the lowest, as a share of it", excess, "<", 0.03)]
 for name, words, value, sign, bound in claims:
     holds = value < bound if sign == "<" else value > bound

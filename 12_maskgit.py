@@ -3,8 +3,8 @@
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
 """12 Masked and discrete diffusion (two methods of 10): guess all tokens, keep some, ask again.
-D3PM noises a token by a matrix, Q_t = (1 - beta) I + beta M. If M turns all into MASK, its bound on
--log p(x) is sum_t E[cross-entropy of the masked tokens] / t: filling in blanks is diffusion.
+D3PM, a diffusion, noises a token by a matrix, Q = (1 - beta) I + beta M. If M turns all into MASK,
+its bound on -log p(x) is sum_t E[cross-entropy of masked tokens] / t: to diffuse is to fill blanks.
 MaskGIT: all masked; each round guesses all and keeps the K it is surest of (K even; paper: cosine).
 C1 products of Q, the way back from MASK (1 / t), the bound over all chains of a tiny world: exact
 C2 random order: wrong seams fall nearly as 1 / rounds, C3 by a formula; C4 by confidence hardly

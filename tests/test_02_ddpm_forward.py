@@ -3,6 +3,7 @@ import math
 import pathlib
 import runpy
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -160,6 +161,12 @@ def test_slider_moves_cloud_histogram_and_numbers(default):
         ns.fig.canvas.draw()
         seen[t] = np.asarray(ns.fig.canvas.buffer_rgba())[..., :3].copy()
     assert np.abs(seen[1].astype(int) - seen[1000]).mean() > 0.5
+    off = {}
+    for t in (100, 1000):  # a way back from N(0, I) exists where the chain has ended there, and the bars are blue
+        ns.slider.set_val(t)
+        off[t] = float(ns.axes[3].get_title().split()[-1])
+        assert ns.axes[3].patches[-1].get_facecolor() == matplotlib.colors.to_rgba("tab:red" if t == 100 else "tab:blue")
+    assert off[1000] < 0.15 and 0.4 < off[100] < 0.8
     x, y = ns.axes[2].lines[0].get_data()  # the SNR curve belongs to its t
     assert x[0] == 1 and abs(y[0] / (ns.abar[1] / (1 - ns.abar[1])).item() - 1) < 1e-9
 
