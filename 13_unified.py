@@ -135,7 +135,7 @@ for ax, name, c in zip(panels[:1] * 3 + panels[1:], curves, ("C0o-", "C1o-", "C0
     ax.plot(m, share, c, label=f"{name}, {m[-1]}: {share[-1]:.2f}")
     ax.axhline(1 / 4 if name == "recall" else 1 / 16, c="k", ls="--")  # a guess
     ax.set(xlabel="frames" if name == "recall" else "objects in a picture", ylim=(0, 1.05))
-    ax.legend(loc=(0.03, 0.15), title="share right")
+    ax.legend(loc=(0.03, 0.3), title="share right")
 fig.savefig(args.out, dpi=120)
 # --- claims
 claims = [("C1", f"any to any, worst direction (mean {sum(pairs) / 6:.3f})", min(pairs), ">", 0.9),
