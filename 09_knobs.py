@@ -10,7 +10,7 @@ C2 target: read as v, a net for eps errs / a (noise end), one for x / s (data en
 C3 order of the solver: RK4, 4 calls a step, loses to Euler in phi at 8 calls, but beats it at 32
 C4 t_scale: a net told the time by sinusoids of 1000 t is nearer to v than by those of t in [0, 1]
 C5 guidance puts more into the class than it promises, p(x) p(class | x)^w   C6 near that at 1.5
-RUN    python 09_knobs.py                (6 s; slider: w)
+RUN    python 09_knobs.py                (5 s; slider: w)
 BREAK  python 09_knobs.py --w 8 (far from the promise: C6) or --t-scale 1 (its clock stands: C4)
 PAPER  arXiv 2102.09672, eq. 17 (cosine); 2202.00512 (v); 2207.12598, eq. 6 (its w is ours - 1)"""
 import argparse
@@ -41,7 +41,7 @@ th = (torch.arange(32, dtype=torch.float64) + 0.5) * math.pi / 32
 MU = torch.stack([torch.cat([th.cos(), 1 - th.cos()]), torch.cat([th.sin(), 0.5 - th.sin()])], 1)
 SCALE = (0.09**2 + MU.var(0, correction=0).mean()).sqrt().item()  # makes the mean variance 1
 MU, SD = ((MU - MU.mean(0)) / SCALE).to(device), 0.09 / SCALE  # (64, 2) centres, one std
-WIDE = 0.3 / SCALE  # std for guidance alone: its class is the upper moon, and the two overlap
+WIDE, EVEN = 0.3 / SCALE, torch.linspace(0, 1, 3840, device=device)  # guidance: wide moons overlap
 
 # --- method
 def velocity(xt, phi, mu=MU, sd=SD):
@@ -122,8 +122,8 @@ for ax, (xs, names, title, *curves) in zip(axes.values(), [
     ax.set(title=title, xlabel="calls" if xs is CALLS else "t: 0 noise, 1 data",
            ylabel="distance to the exact end" if xs is CALLS else "rms error of v")
     ax.legend()
-def draw(w):  # grey: the promise, by rejection; ED: energy distance to it
-    x, real = follow(guided, 50, "euler"), wide[in_class(wide) ** w > torch.rand_like(wide[:, 0])]
+def draw(w):  # grey: the promise, by rejection at even thresholds; energy distance to it
+    x, real = follow(guided, 50, "euler"), wide[in_class(wide) ** w > EVEN]
     ed = (2 * torch.cdist(x, real).mean() - torch.pdist(x).mean() - torch.pdist(real).mean()).item()
     share = (in_class(x) > 0.5).float().mean().item()
     axes["e"].clear()

@@ -11,7 +11,7 @@ C3 next token: the net, a probability for each, is legal (p > 0) where p's own G
 C4 AR: total variation (TV, sum |q - p| / 2) from the exact p is near that of exact draws
 C5 hybrid: so it is in 4 calls, as a block is a token of each voice: independent, given the past
 C6 MaskGIT (here without its noise) is more often legal than diffusion, C7 but writes fewer kinds
-RUN    python 10_discrete.py                    (12 s; sliders: calls, temperature)
+RUN    python 10_discrete.py                    (11 s; sliders: calls, temperature)
 BREAK  python 10_discrete.py --calls 1 (C5, C6, C7 fail) or --temperature 0 (C4, C5, C6: one string)
 PAPER  arXiv 2202.04200, section 3.2 (MaskGIT); 2107.03006, section 3 (absorbing diffusion)"""
 import argparse
