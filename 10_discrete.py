@@ -122,7 +122,7 @@ def draw(_=None):
     right.clear()
     right.axhline(floor[1], c="k", ls="--", label="exact draws: TV %.3f, coverage %.3f" % floor[1:])
     for m, colour in methods.items():
-        share, tv, met = table[m] = tally(fill_in(m, int(calls.val), heat.val))
+        share, tv, met = table[m] = tally(fill_in(m, int(calls.val), heat.val))  # C4-7
         use = "near exact" if tv < floor[1] + 0.08 else "illegal" if share < 0.7 else "biased"
         right.plot(range(1, 9), curves[m], f"tab:{colour}",
                    label=f"{m}: legal {share:.3f}, TV {tv:.3f}, coverage {met:.3f}: {use}")

@@ -93,10 +93,10 @@ def train(name, codes, cure=args.cure, sharpen=0, **copy):
     print(f"{name:15} {db:.2f} dB, rough {edge[0] / edge[1]:.2f}, perplexity {perplexity(k):.0f}")
     return out, db, edge[0] / edge[1], k, encode, decode
 _, (drawn, vq, dull, *_) = [train(f"VQ, {K} codes", far[:K].clone()) for K in (16, 256)]
-judged, gan, keen, *_ = train("VQGAN", far[:256].clone(), sharpen=0.0015)  # .003: too rough
+judged, gan, keen, *_ = train("VQGAN", far[:256].clone(), sharpen=0.0015)  # C8; .003: too rough
 grid = torch.cartesian_prod(*[torch.linspace(-1, 1, L, device=device) for L in (8, 6, 5)])  # FSQ:
 _, blind, *_ = train("FSQ, slope cut", grid, None, copy=False)  # nearest = each number, rounded
-_, fsq, _, k, encode, decode = train("FSQ, 240 codes", grid, None)
+_, fsq, _, k, encode, decode = train("FSQ, 240 codes", grid, None)  # C5 C7
 # --- measure
 codes = train_codes(patch[torch.multinomial(patch.var(1), 256)], patch, 40, "EMA", memory=0)
 kmeans = -10 * (torch.cdist(patch, codes).square().amin(1).mean() / 16).log10().item()  # dB, C6
@@ -130,7 +130,7 @@ def draw(_=None):
              f"(k-means {error[1]:.4f})", xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
     fig.canvas.draw_idle()  # radio buttons redraw themselves alone
     return error[0] / error[1]
-excess = draw()
+excess = draw()  # C2
 for connect in (size.on_changed, steps.on_changed, cures.on_clicked, starts.on_clicked):
     connect(draw)
 fig.savefig(args.out, dpi=120)

@@ -110,7 +110,7 @@ law = [2 * OPEN * (1 - OPEN) * SEAMS * (N // r) * (N + N % r - r) / 4032 for r i
 ROUNDS = sorted({1, 2, 4, 7, 10, args.rounds})  # law: P(coins differ) x seams x P(share a round)
 RUNS = {"random": ROUNDS, "confidence": ROUNDS, "chessboard": [2], "AR": [N]}
 table = {o: {r: write(o, r)[1:] + write(o, r, n=1)[4:] for r in rs} for o, rs in RUNS.items()}
-rand, conf, board, _ = table.values()
+rand, conf, board, _ = table.values()  # C2-6
 # --- figure
 fig, (left, right) = plt.subplots(1, 2, figsize=(13, 6), gridspec_kw={"bottom": 0.25})
 right.semilogx(range(1, N + 1), law, "k--", base=2, label="random, exact")

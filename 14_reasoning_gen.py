@@ -93,9 +93,9 @@ path, A, B = tasks(500, new=True)
 start, goal, other = path[:, :1], path[:, 5:6], A.roll(1, 0)  # other: the A of another task
 wanted = [A.scatter(1, c, B.gather(1, c)) for c in path.split(1, 1)]  # after 0 .. 8 hops
 stairs = torch.tensor([[right(edit(A, B, start, k, b)[0], wanted[k]) for k in range(1, 6)]
-                       for b in range(5)])  # row: thoughts heard, column: hops
+                       for b in range(5)])  # C1 C2; row: thoughts heard, column: hops
 inside, guess = torch.ones(5, 5).tril() > 0, 1 / (7 - torch.arange(5)[:, None])  # k <= b + 1
-excess = ((stairs - guess) / (guess * (1 - guess) / len(A)) ** 0.5)[~inside]  # in std
+excess = ((stairs - guess) / (guess * (1 - guess) / len(A)) ** 0.5)[~inside]  # C3, in std
 follows = min(right(edit(A, B, path[:, [0, 1, 2 + far]], 5, args.thoughts)[0], wanted[5 + far])
               for far in (1, 2, 3))  # C4: thought 2 is a cell further on, then come 3 hops
 kept = torch.tensor([(renderer(caption(wanted[5], r)).argmax(2) == A)[cells != goal].double().mean()

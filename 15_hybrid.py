@@ -110,7 +110,7 @@ def judge(name, w, grid=torch.linspace(0, 1, 13) ** 2):  # 12 Euler steps, small
     ok, off = NAMES[near.indices].view(200, 3, 2) == NAMES[asked], near.values / 108**0.5
     return [*(z.double().mean().item() for z in (ok, ok.flatten(1).all(1), off)), xt]  # shares; x
 got = {(n, w): judge(n, w) for n in tests for w in W if w == 1 or n in ("pooled", main, "noisy")}
-placed, scenes, off = [{key: z[i] for key, z in got.items()} for i in range(3)]
+placed, scenes, off = [{key: z[i] for key, z in got.items()} for i in range(3)]  # C1-3
 # --- figure and claims
 fig, (left, plot) = plt.subplots(1, 2, figsize=(12, 6), subplot_kw=dict(xlabel="w", ylim=(0, 1.8)))
 number = plt.Slider(plt.axes([0.15, 0.95, 0.3, 0.03]), "caption ", 0, 199, valinit=0, valstep=1)
