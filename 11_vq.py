@@ -21,7 +21,7 @@ from torch.nn import LayerNorm, Linear, Sequential, SiLU, Tanh, functional as F
 CURES = ["none", "EMA", "reset", "EMA + reset"]
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--cure", choices=CURES, default=CURES[3], help="none breaks it (%(default)s)")
-parser.add_argument("--no-straight-through", action="store_true", help="breaks it")
+parser.add_argument("--no-straight-through", action="store_true", help="z keeps slope 0: breaks it")
 parser.add_argument("--iters", type=int, default=1500, help="of each net; 100 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
 parser.add_argument("--out", default="11_vq.png", help=".png or .pdf (%(default)s)")

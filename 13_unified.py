@@ -10,7 +10,7 @@ C1 any to any, six directions: the begin marker alone says which medium is to be
 C2 an edit: picture, words -> changed picture    C3 recall: the first of 32 frames (guess: 1/4)
 C4 towers that pass ONE vector on learn far fewer objects in this time   C5 ALL: a third of it does
 RUN    python 13_unified.py    (24 s; radio: what is given of a scene, with 10 objects it breaks)
-BREAK  python 13_unified.py --markers off    two media are as likely, one is right: C1 fails
+BREAK  python 13_unified.py --markers off (a medium of two: C1) or --absolute (edits: C2 fails)
 PAPER  Chameleon, arXiv 2405.09818; LWM, 2402.08268; JanusFlow, 2411.07975 (lesson 15)"""
 import argparse
 import os
@@ -20,6 +20,7 @@ from torch.nn import Embedding, Linear, ModuleList, functional as F
 # --- knobs
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--markers", default="on", choices=["on", "off"], help="off breaks it (on)")
+parser.add_argument("--absolute", action="store_true", help="places never restart: breaks it")
 parser.add_argument("--iters", type=int, default=1100, help="of each net; 300 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
 parser.add_argument("--out", default="13_unified.png", help=".png or .pdf (%(default)s)")
@@ -33,14 +34,13 @@ torch.set_num_threads(1)  # nets this small gain little or nothing from a second
 torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
 # --- data and method: object o = 4 * colour + shape; tables decode it to a patch or to a note
 WORDS = ["red", "green", "blue", "black", "disc", "square", "cross", "frame", "?"]
-o, x = torch.arange(16), torch.arange(-2.5, 3).abs()  # a patch has 6 x 6 pixels
-near, far = torch.minimum(x, x[:, None]), torch.maximum(x, x[:, None])
-inside = torch.stack([near + far < 3.5, far < 2, near < 1, far > 2]).flatten(1).float()  # (4, 36)
+o, (i, j) = torch.arange(16), torch.cartesian_prod(*2 * [torch.arange(-2.5, 3).abs()]).T  # 6 x 6
+inside = torch.stack([i + j < 3.5, i.maximum(j) < 2, i.minimum(j) < 1, i.maximum(j) > 2]).float()
 angle = (3 + o[:, None] // 4) * torch.arange(100) * torch.pi / 50  # colour: 240 .. 480 Hz, at 8 kHz
 RAW = {"image": (1 - inside[o % 4, :, None] * (1 - torch.eye(4, 3)[o // 4, None])).flatten(1),
        "audio": sum((h <= 1 + o % 4)[:, None] * (h * angle).sin() for h in range(1, 5))}
 RANGE = {"text": (0, 8), "image": (8, 24), "audio": (24, 40)}  # one vocabulary for all
-END, BEGIN, NUMBER = 40, 43, 46  # three markers each; then numbers 0 .. 32, only read
+END, BEGIN, NUMBER, ALL = 40, 43, 46, 79 + 66 * args.absolute  # 3 + 3 markers, then numbers
 KINDS = [(a, b) for a in RANGE for b in RANGE if a != b] + ["edit", "recall"]  # (read, written)
 def segment(medium, o, *before):  # objects (B, M) -> begin marker, tokens, end marker
     tokens = torch.stack([o // 4, 4 + o % 4], 2).flatten(1)  # (B, 2 M): "red", "disc"
@@ -71,7 +71,8 @@ def block(h, sees, qkv, out, up, down, heads=4):  # h (B, N, C); sees (n, N): th
 def predict(name, x, n):  # a prompt of n tokens, and what is written -> (B, .., 43), from n on
     (embed, head, weigh, *layers), past = nets[name], torch.ones(2 * x.shape[1:]).tril() > 0
     count = ((x < 4) | (x > 7)).cumsum(1)  # of objects: the word of a shape adds none
-    place = count - (count * ((x >= BEGIN) & (x < NUMBER))).cummax(1).values  # since the marker
+    begins = (x >= BEGIN) & (x < NUMBER) & (not args.absolute)
+    place = count - (count * begins).cummax(1).values  # since the marker, not since the start
     h = embed(x) + embed(NUMBER + place) / 2  # subtle: place 3 IS the vector of the word "3"
     if name == "unified":
         h = block(h, past, *layers[:4])  # past (N, N): row sees column, not what is to come
@@ -83,7 +84,7 @@ def predict(name, x, n):  # a prompt of n tokens, and what is written -> (B, ..,
     return head(F.layer_norm(block(h, past[:len(h[0]), :len(h[0])], *layers[4:])[:, n - 1:], [64]))
 SIZES, nets = [(64, 43), (64, 1)] + 2 * [(64, 192), (64, 64), (64, 256), (256, 64)], {}
 for name, lr, share in ("unified", 3e-3, 1), ("one vector", 5e-3, 1), ("all vectors", 5e-3, 3):
-    net = nets[name] = ModuleList([Embedding(79, 64), *(Linear(*size) for size in SIZES)])
+    net = nets[name] = ModuleList([Embedding(ALL, 64), *(Linear(*size) for size in SIZES)])
     optimizer = torch.optim.AdamW(net.parameters(), betas=(0.9, 0.95), fused=True)  # lr: best of 4
     for i in range(iters := args.iters // share):
         optimizer.param_groups[0]["lr"] = lr * min((i + 1) / 50, 1.5 * (1 - i / iters), 1)
@@ -110,11 +111,10 @@ curves = {name: {m: score(("image", "text"), m, name) for m in (1, 2, 4, 6, 8)} 
 curves["recall"] = {m: score("recall", m) for m in (1, 2, 4, 8, 16, 32)}  # C3
 # --- figure
 fig, (scene, *panels) = plt.subplots(1, 3, figsize=(13, 5), width_ratios=[5, 2, 2])
-options = ["8 text", "8 image", "8 audio", "10 image"]  # objects, and what is given of them
-radio = widgets.RadioButtons(plt.axes([0.01, 0.4, 0.1, 0.2]), options, 1)
+radio = widgets.RadioButtons(plt.axes([0.01, 0.4, 0.1, 0.2]), [*RANGE, "image, 10"], 1)
 def draw(_=None):
-    m, given = radio.value_selected.split()
-    m, got, right = int(m), {}, 0
+    given, _, m = radio.value_selected.partition(", ")  # the medium given, the number of objects
+    m, got, right = int(m or 8), {}, 0
     for medium, (low, high) in RANGE.items():
         torch.manual_seed(args.seed + 2)  # one scene, in three media
         x, n = document((given, medium), m, 1)

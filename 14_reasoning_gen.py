@@ -22,7 +22,7 @@ from torch.nn import Embedding, Linear, ModuleList, Sequential, functional as F
 # --- knobs
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--thoughts", type=int, default=4, help="heard; 0 breaks it (%(default)s)")
-parser.add_argument("--named", type=int, default=0, help="shades, 0 .. 9 (%(default)s)")
+parser.add_argument("--named", type=int, default=0, help="shades in a caption (%(default)s)")
 parser.add_argument("--iters", type=int, default=800, help="of training; 50 fails (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
 parser.add_argument("--out", default="14_reasoning_gen.png", help=".png or .pdf (%(default)s)")

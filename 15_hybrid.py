@@ -20,8 +20,9 @@ from matplotlib import pyplot as plt
 from torch.nn import Embedding, LayerNorm, Linear, ModuleDict, ModuleList, functional as F
 # --- knobs
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-parser.add_argument("--interface", choices=["pooled", "cross", "joint", "janus"], default="cross")
-parser.add_argument("--captions", choices=["recaptioned", "noisy"], default="recaptioned")
+parser.add_argument("--interface", choices=["pooled", "cross", "joint", "janus"], default="cross",
+                    help="whose pictures C2 to C4 judge; pooled breaks them (%(default)s)")
+parser.add_argument("--captions", default="clean", choices=["clean", "noisy"], help="noisy breaks")
 parser.add_argument("--w", type=float, default=1, help="guidance; 12 breaks it (%(default)s)")
 parser.add_argument("--iters", type=int, default=300, help="of each net; 50 fails (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
@@ -44,9 +45,8 @@ def tell(said):  # words (B, 3, n) of 3 cells -> (B, 3 + 3 n): places in any ord
     order = torch.rand(len(said), 3).argsort(1)[..., None]  # (B, 3, 1), a permutation of 0 .. 2
     return torch.cat([1 + order, said.gather(1, order.expand_as(said))], 2).flatten(1)
 scene = torch.randint(16, (6000, 3))
-x, true = CELLS[scene], NAMES[scene]  # (6000, 3, 108), (6000, 3, 2)
+x, true = CELLS[scene], NAMES[scene]  # (6000, 3, 108), (6000, 3, 2): as recaptioning finds them
 noisy = torch.where(torch.rand(true.shape) < 1 / 3, NAMES[0] + torch.randint(4, true.shape), true)
-told = noisy if args.captions == "noisy" else true  # as if all captions of a cell had voted
 # --- network: tokens are 3 patches, 10 words (. right red plus left ..), 12 answers (right red ..)
 C, norm, MASK = 48, LayerNorm(48, elementwise_affine=False), torch.ones(25, 25).tril() > 0
 MASK[:3, :13], MASK[3:, :3] = True, False  # a patch sees no answers, a word what is before it
@@ -81,7 +81,7 @@ def enter(door, said):  # janus gets words (B, 22), others what the LM's FIRST b
 nets, main = {}, args.interface  # six nets, each by its door
 doors = dict(LM="janus", pooled="pooled", cross="cross", joint="joint", janus="janus", noisy=main)
 for name, door in doors.items():
-    net, text = build(), enter(door, noisy if name == "noisy" else told)
+    net, text = build(), enter(door, noisy if "noisy" in (name, args.captions) else true)
     optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.99), fused=True)
     for i in range(args.iters):  # large steps, as the rate falls to 0
         optimizer.param_groups[0]["lr"] = 8e-3 * min((i + 1) / 60, 1) * (1 - i / args.iters)

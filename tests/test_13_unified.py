@@ -359,6 +359,19 @@ def test_break_markers(lesson):
         assert on.predict("unified", x[:, :n], n)[:, 0].softmax(1)[:, :8].sum(1).min() > 0.9
 
 
+def test_break_absolute(lesson):
+    """Places that count on from the start: edits, whose "3" meant place 3 of any segment, fail; the towers do not."""
+    run = lesson(NAME, "--absolute")
+    ns, claims = run.ns, run.claims()
+    assert not claims["C2"] and claims["C4"] and claims["C5"] and ns.score("edit", 8) < 0.1
+    assert min(ns.pairs) < min(lesson(NAME).ns.pairs) - 0.02
+    for ns, want in ((ns, list(range(1, 10))), (lesson(NAME).ns, [0, 1, 2, 3, 4])):  # <image> p p p </image> <audio> n n n
+        x, n = ns.document(("image", "audio"), 3, 1)
+        table = ns.nets["unified"][0].weight  # the places whose rows are read
+        slope = torch.autograd.grad(ns.predict("unified", x[:, :-1], n).square().sum(), table)[0]
+        assert slope[46:].abs().sum(1).nonzero()[:, 0].tolist() == want
+
+
 def test_refused(refused):
     for flags in [("--iters", "3"), ("--iters", "2.5"), ("--markers", "maybe"), ("--seed", "-1"), ("--seed", "9999999999"),
                   ("--iters", "nan"), ("--out", "/nonexistent/x.png"), ("--out", "x.xyz")]:

@@ -62,6 +62,17 @@ def test_each_claim_is_measured_where_it_is_marked(path):
     assert set(re.findall(r"\bC\d+\b", doc)) <= set(re.findall(r"\bC\d+\b", body))
 
 
+def test_each_flag_says_what_it_does(path):
+    """Every flag has a help; switches aside, it shows the default (or the list of choices has one that the text names)."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+             and getattr(node.func, "attr", "") == "add_argument"]
+    assert len(calls) >= 5
+    for call in calls:
+        given = {k.arg: ast.unparse(k.value) for k in call.keywords}
+        assert len(given["help"]) > 8, call.args[0].value
+        assert "default" in given["help"] or {"choices", "action"} & set(given), call.args[0].value
+
+
 def test_a_file_that_cannot_be_saved_is_refused_at_once(path, refused, tmp_path):
     (tmp_path / "folder.png").mkdir()
     for out in ("onepng", "figure.svg", "", "missing/x.png", tmp_path / "folder.png", tmp_path / "missing" / "x.pdf"):
