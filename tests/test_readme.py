@@ -149,6 +149,19 @@ def test_example(lesson):
                 assert abs(float(x) - float(y)) <= max(abs(float(x)), abs(float(y)), 0.002) / 2, (a, b)
 
 
+def test_formulas_survive_markdown():
+    """Where Markdown reads a formula before the typesetter does, it eats a backslash before punctuation and takes a _ or * between
+    punctuation for emphasis; a dollar counts only with no space inside and no letter outside."""
+    plain = re.sub(r"```.*?```|`[^`\n]*`", lambda m: re.sub(r"[^\n]", "x", m[0]), TEXT, flags=re.S)
+    found = list(re.finditer(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", plain, re.S))
+    assert len(found) > 300 and plain.count("$") == sum(m[0].count("$") for m in found)
+    for m in found:
+        formula = m[1] or m[2]
+        assert not re.search(r"\\[^\w\s]|[^\w\s]_[^\w\s]|\*|\$", formula), formula
+        assert formula.count("{") == formula.count("}"), formula
+        assert formula == formula.strip() and not (plain[m.start() - 1] + plain[m.end()]).strip().isalnum(), formula
+
+
 def test_links():
     slugs = [re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in LINES if line[:1] == "#"]
     for link in re.findall(r"(?:\]\(|(?:src|href)=\")([^)\"\s]+)", TEXT):
