@@ -12,7 +12,7 @@ C1 weighing: as good as .187^(d/2) N equal weights   C2 rejection (keep by w / m
 C3 trained by squared error, a net that jumps from noise to data at once lands on the data's mean
 C4 the same net and training, asked along the path, nears the data (energy distance, ED, 0 = equal)
 C5 d = 4: 4 guesses of 5 end where log p > -5 per copy (not moved .23, a perfect net .98)
-RUN    python 01_problem.py              (4 s)
+RUN    python 01_problem.py              (5 s)
 BREAK  python 01_problem.py --steps 1    the path becomes one jump, all at the mean: C4, C5 fail
 PAPER  Owen 2013, Monte Carlo, sections 9.3, 9.5; Lipman et al. 2022, arXiv 2210.02747, eq. 21f."""
 import argparse

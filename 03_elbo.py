@@ -9,7 +9,7 @@ with u = t - 1. For p = N(mu, beta I) a term is a constant + w[t] |eps_hat - eps
 w[t] = beta / (2 alpha (1 - abar)); L_simple puts 1 for w. In nats, summed over x's 2 numbers.
 C1 KL = its collapse   C2 the exact denoiser's, E[eps | xt]'s, NELBO nears the data's entropy, 1.578
 C3 so is the net's   C4 dropping w costs nats, C5 plain losses on x0, mu more   C6 -log p of samples
-RUN    python 03_elbo.py                (4 s; radio: whose samples; C3 and C6 are about --target)
+RUN    python 03_elbo.py                (5 s; radio: whose samples; C3 and C6 are about --target)
 BREAK  python 03_elbo.py --target mu    it cannot copy xt: C3, C6 fail. --T 10: C2, C4, C5, C6 fail
 PAPER  Ho et al. 2020, arXiv 2006.11239, eqs. 5 to 14, table 2"""
 import argparse

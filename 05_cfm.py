@@ -10,7 +10,7 @@ C1 that mean satisfies the continuity equation, on a straight path and on a bent
 C2 the easy loss (target: the pair's d xt/dt) has the gradient of the impossible one (target: v),
 C3 as easy = impossible + a floor that no net moves  C4 the trained net reaches that floor, so that
 C5 it is close to the exact velocity                 C6 and carries noise to the moons as that does
-RUN    python 05_cfm.py               (4 s; slider: time; buttons: whose field is drawn)
+RUN    python 05_cfm.py               (5 s; slider: time; buttons: whose field is drawn)
 BREAK  python 05_cfm.py --target data  E[x | xt] is learned, but it does not carry p: C5, C6 fail
 PAPER  Lipman et al. 2022, arXiv 2210.02747: eq. 5 FM, 8 mean, 9 CFM, 26 continuity, theorem 2"""
 import argparse

@@ -11,7 +11,7 @@ C2 --steps end closer to the data, in energy distance (ED, 0 = one density), tha
 C3 Euler's ED is below .005 after 50 calls, a 20th of the full chain of DDPM (run in lesson 07)
 C4 v averages crossing lines, so paths bend, but not those of a second net that learns the pairs
    (eps, x) which the first ODE connects (reflow)    C5 so ONE Euler step of that one is enough
-RUN    python 06_euler.py --steps 5    (4 s; or --data FILE, a table or a picture of your own)
+RUN    python 06_euler.py --steps 5    (5 s; or --data FILE, a table or a picture of your own)
 BREAK  python 06_euler.py --steps 1    all samples fall to the mean of the data: C2 fails
 PAPER  Liu et al. 2022, arXiv 2209.03003, eq. 1 (the loss) and algorithm 1 (reflow)"""
 import argparse

@@ -11,7 +11,7 @@ C1 algebra, any eps: eps -> v -> eps; v = a' x + s' eps is DDPM's ODE where the 
 C2 eta = 1 is a step of DDPM's stochastic equation (reverse SDE) up to O(T^-1.5)   C3 the net is
 -s score   C4 eta = 0 and 1 reach the data   C5 in 10 steps eta = 0 is nearer, and C7 40 of them
 equal all 1000 of eta = 1   C6 not retrained, the net walks the chord no worse: the same ODE
-RUN    python 07_bridge.py             (4 s; sliders: steps, eta)
+RUN    python 07_bridge.py             (5 s; sliders: steps, eta)
 BREAK  python 07_bridge.py --forget    xt is not divided by r: red moons off the grey ones, C6 fails
 PAPER  J. Song 2010.02502, eq. 12, 16 (DDIM); Y. Song 2011.13456, eq. 6, 11, 13 (SDEs and ODE)"""
 import argparse

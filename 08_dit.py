@@ -10,7 +10,7 @@ C1 PatchEmbed = strided convolution  C2 a fresh block = identity. Energy distanc
 C3 at rate .03, no warm-up: gates that start at 0 learn, at 1 not (warm-up mends some seeds)
 C4 one token, an MLP 72 wide, cannot carry 256 of noise to v, C5 but asked for x it is level or wins
 C6 attention cut: the two coordinates of a point (2D) come out independent; C7 causal costs, too
-RUN    python 08_dit.py    (14 s; one cell of the grid alone: --model mlp --objective ddpm)
+RUN    python 08_dit.py    (18 s; one cell of the grid alone: --model mlp --objective ddpm)
 BREAK  python 08_dit.py --gates 1 --lr 3e-2    no digits from any DiT: C3 C4 fail
 PAPER  Peebles, Xie 2022, arXiv 2212.09748, section 3.2; v_sh: Salimans, Ho 2022, 2202.00512"""
 import argparse

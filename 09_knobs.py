@@ -10,7 +10,7 @@ C2 target: read as v, a net for eps errs / a (noise end), one for x / s (data en
 C3 order of the solver: RK4, 4 calls a step, loses to Euler in phi at 8 calls, but beats it at 32
 C4 t_scale: a net told the time by sinusoids of 1000 t is nearer to v than by those of t in [0, 1]
 C5 guidance puts more into the class than it promises, p(x) p(class | x)^w   C6 near that at 1.5
-RUN    python 09_knobs.py                (5 s; slider: w)
+RUN    python 09_knobs.py                (6 s; slider: w)
 BREAK  python 09_knobs.py --w 8 (far from the promise: C6) or --t-scale 1 (its clock stands: C4)
 PAPER  arXiv 2102.09672, eq. 17 (cosine); 2202.00512 (v); 2207.12598, eq. 6 (its w is ours - 1)"""
 import argparse

@@ -9,7 +9,7 @@ C1 64 codes that start far off collapse: few win all. Running means (EMA) do not
    does: error near k-means   C3 straight-through: slope at z = slope at q   C4 why it works: ONE
    step of a wrong z mends most   C5 without it FSQ's encoder never learns   C6 VQ: near k-means on
    a photo   C7 FSQ, a fixed grid, needs no cure   C8 VQGAN's judge makes it rough (noise would too)
-RUN    python 11_vq.py    (11 s; then move iterations, K, cure, start: the codes learn again)
+RUN    python 11_vq.py    (13 s; then move iterations, K, cure, start: the codes learn again)
 BREAK  python 11_vq.py --cure none (C2, C6 fail) or --no-straight-through (C4, C5, C6, C7)
 PAPER  arXiv 1711.00937 eq. 3 (VQ), 2005.00341 (reset), 2012.09841 (VQGAN), 2309.15505 (FSQ)"""
 import argparse

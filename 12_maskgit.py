@@ -9,7 +9,7 @@ MaskGIT: all masked; each round guesses all and keeps the K it is surest of (K e
 C1 products of Q, the way back from MASK (1 / t), the bound over all chains of a tiny world: exact
 C2 random order: wrong seams fall nearly as 1 / rounds, C3 by a formula; C4 by confidence hardly
 faster, C5 and pictures bleach, the more the less noise it has. C6 A chessboard takes two rounds
-RUN    python 12_maskgit.py               (19 s; widgets: rounds, noise, order)
+RUN    python 12_maskgit.py               (14 s; widgets: rounds, noise, order)
 BREAK  python 12_maskgit.py --rounds 1 (pipes end anywhere: C2) or --noise 0 (much is blank: C5)
 PAPER  arXiv 2107.03006 (D3PM); 2202.04200, section 3.2 (MaskGIT); 2406.04329 (the simple bound)"""
 import argparse

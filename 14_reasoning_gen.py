@@ -11,7 +11,7 @@ C2 b thoughts heard: right if k <= b + 1, C3 else at most a guess among the cell
 C4 thoughts are causes: put a wrong cell for one, and the picture follows the wrong path
 C5 prompt rewriting: a caption of the picture wanted, r of 9 shades named, keeps (r + 3) / 12 of A
 C6 for B the A of another task, with a path of its own: the cell stays A's, the token is that B's
-RUN    python 14_reasoning_gen.py                 (9 s; sliders: hops, thoughts, a wrong thought)
+RUN    python 14_reasoning_gen.py                 (10 s; sliders: hops, thoughts, a wrong thought)
 BREAK  python 14_reasoning_gen.py --thoughts 0    hears no word, wrong from k = 2: C1 C4 C6 fail
 PAPER  arXiv 2201.11903 (chain of thought), 2310.07923 (steps in series), 2405.09818 (Chameleon)"""
 import argparse
