@@ -8,7 +8,7 @@ mean a mix of xt and x, its variance beta~ < beta. For x the net puts in its gue
 errs: the best variance is beta for data N(0, 1), beta~ for a single point, else in between.
 C1 mean and variance by Bayes = a product of two Gaussians on a grid    C2 the two extreme cases
 C3 the net is near optimal  C4 --steps calls match 1000 exact ones  C5 10 of beta beat 10 of beta~
-RUN    python 04_ancestral.py               (5 s; slider: steps)
+RUN    python 04_ancestral.py               (6 s; slider: steps)
 BREAK  python 04_ancestral.py --var zero    no noise: the cloud shrinks toward its mean, C4 fails
 PAPER  Ho et al. 2020, arXiv 2006.11239, eqs. 7, 11, algorithm 2; Bao et al. 2022, 2201.06503"""
 import argparse
@@ -111,7 +111,7 @@ cases = torch.stack([(on_xt + on_x * a[t]) ** 2 + beta - 1,  # C2: N(0, 1) has x
                      on_xt**2 * s[t] ** 2 + tilde - s[u] ** 2])  # a point at 0 has x_hat = 0
 torch.manual_seed(args.seed + 2)  # the points measured on do not depend on the training
 x, t = moons(40_000), torch.randint(1, T + 1, (40_000,), device=device)
-eps, z, real = torch.randn_like(x), torch.randn(2500, 2, device=device), moons(2500)
+eps, z, real = torch.randn_like(x), torch.randn(4000, 2, device=device), moons(4000)
 xt = a[t, None] * x + s[t, None] * eps
 best = exact(xt, a[t, None], s[t, None])[1]  # no net has a lower loss
 excess = (net(torch.cat([xt.float(), clock[t]], 1)) - best).square().mean().item()  # C3
