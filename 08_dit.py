@@ -127,8 +127,8 @@ def draw(steps):
         if "2D" in cell:
             ax.plot(*(y + here).T, "C7.", *(x.cpu() + here).T, "C0." if good else "C3.", ms=2)
         else:  # the first ten, asked for 0 .. 9, side by side
-            row = torch.cat([*F.fold(x[:10].unflatten(1, (16, 16)).mT, 16, 4, stride=4)], 2)[0].cpu()
-            ax.imshow(row.numpy(), "Blues" if good else "Reds", vmin=-1, extent=(0, 10, -i - 1, -i))
+            im = torch.cat([*F.fold(x[:10].unflatten(1, (16, 16)).mT, 16, 4, stride=4)], 2)[0].cpu()
+            ax.imshow(im.numpy(), "Blues" if good else "Reds", vmin=-1, extent=(0, 10, -i - 1, -i))
         ax.text(*(here - 2.3 if "2D" in cell else (10.2, -i - 0.6)), f"{cell}: ED {ed[cell]:.3f}")
     ax.set(xlim=(0, 24), ylim=(-9, 0), xticks=[], yticks=[], aspect=1, frame_on=False)
 draw(20)
