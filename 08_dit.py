@@ -11,7 +11,7 @@ C3 at rate .03, no warm-up: gates that start at 0 learn, at 1 not (warm-up mends
 C4 one token, an MLP 72 wide, cannot carry 256 of noise to v, C5 but asked for x it is level or wins
 C6 attention cut: the two coordinates of a point (2D) come out independent; C7 causal costs, too
 RUN    python 08_dit.py    (18 s; one cell of the grid alone: --model mlp --objective ddpm)
-BREAK  python 08_dit.py --gates 1 --lr 3e-2    no digits from any DiT: C3 C4 fail
+BREAK  python 08_dit.py --gates 1 --lr 3e-2    noise from all DiTs without warm-up: C3 C4 fail
 PAPER  Peebles, Xie 2022, arXiv 2212.09748, section 3.2; v_sh: Salimans, Ho 2022, 2202.00512"""
 import argparse
 import os
@@ -83,7 +83,7 @@ class DiT(nn.Module):
         for block in self.blocks:
             h = block(h, F.silu(c))  # the condition acts in each block, the picture enters once
         return self.head(F.layer_norm(h, h.shape[2:])).flatten(1)
-# --- train: the pictures' MLP gets twice a DiT's iterations (in 1/3 of the time) at half the rate
+# --- train: the pictures' MLP gets twice a DiT's iterations (in half the time) at half the rate
 HIGH = {"--gates": (args.gates, 1), "gates 1": (1.0, 1), "warm-up": (1.0, 50)}  # gate; ramp of lr
 CELLS = ["dit flow", "dit ddpm", "mlp flow", "mlp ddpm", "mlp x0", *HIGH, "mlp2D", "dit2D", *MASK]
 nets, ed, one = {}, {}, args.model or args.objective

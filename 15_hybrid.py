@@ -21,7 +21,7 @@ from torch.nn import Embedding, LayerNorm, Linear, ModuleDict, ModuleList, funct
 # --- knobs
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--interface", choices=["pooled", "cross", "joint", "janus"], default="cross",
-                    help="whose pictures C2 to C4 judge; pooled breaks them (%(default)s)")
+                    help="whose pictures C2 to C4 judge; pooled breaks C2, C3 (%(default)s)")
 parser.add_argument("--captions", default="clean", choices=["clean", "noisy"], help="noisy breaks")
 parser.add_argument("--w", type=float, default=1, help="guidance; 12 breaks it (%(default)s)")
 parser.add_argument("--iters", type=int, default=300, help="of each net; 50 fails (%(default)s)")
