@@ -55,7 +55,7 @@ try:
         th = (np.arange(32) + 0.5) * np.pi / 32  # angles along the half circles
         xy = np.stack([np.r_[np.cos(th), 1 - np.cos(th)], np.r_[np.sin(th), 0.5 - np.sin(th)]], 1)
         xy = xy.repeat(2000, 0) + 0.09 * rng.standard_normal((128_000, 2))  # std .09 across
-    assert xy.shape[1:] == (2,) and len(xy) > 9 and 1e-9 < xy.std(0).max() < 1e9, "not 10 pairs"
+    assert xy.shape[1:] == (2,) and len(xy) > 9 and 1e-9 < np.ptp(xy, 0).max() < 1e9, "not 10 pairs"
 except Exception as error:  # whatever is wrong with the file: one line, before any training
     parser.error(f"--data {file}: {error}")
 data = torch.tensor((xy - xy.mean(0)) / xy.var(0).mean() ** 0.5).float().to(device)  # (n, 2)
