@@ -9,7 +9,7 @@ errs: the best variance is beta for data N(0, 1), beta~ for a single point, else
 C1 mean and variance by Bayes = a product of two Gaussians on a grid    C2 the two extreme cases
 C3 the net is near optimal  C4 --steps calls match 1000 exact ones  C5 10 of beta beat 10 of beta~
 RUN    python 04_ancestral.py               (6 s; slider: steps)
-BREAK  python 04_ancestral.py --var zero    no noise: the cloud shrinks toward its mean, C4 fails
+BREAK  python 04_ancestral.py --var zero    no noise: the cloud shrinks to a single spot, C4 fails
 PAPER  Ho et al. 2020, arXiv 2006.11239, eqs. 7, 11, algorithm 2; Bao et al. 2022, 2201.06503"""
 import argparse
 import math

@@ -40,7 +40,7 @@ angle = (3 + o[:, None] // 4) * torch.arange(100) * torch.pi / 50  # colour: 240
 RAW = {"image": (1 - inside[o % 4, :, None] * (1 - torch.eye(4, 3)[o // 4, None])).flatten(1),
        "audio": sum((h <= 1 + o % 4)[:, None] * (h * angle).sin() for h in range(1, 5))}
 RANGE = {"text": (0, 8), "image": (8, 24), "audio": (24, 40)}  # one vocabulary for all
-END, BEGIN, NUMBER, ALL = 40, 43, 46, 79 + 66 * args.absolute  # 3 + 3 markers, then numbers
+END, BEGIN, NUMBER, ALL = 40, 43, 46, 79 + 66 * args.absolute  # markers; numbers 0 .. 32, or 98
 KINDS = [(a, b) for a in RANGE for b in RANGE if a != b] + ["edit", "recall"]  # (read, written)
 def segment(medium, o, *before):  # objects (B, M) -> begin marker, tokens, end marker
     tokens = torch.stack([o // 4, 4 + o % 4], 2).flatten(1)  # (B, 2 M): "red", "disc"
@@ -135,7 +135,7 @@ for ax, name, c in zip(panels[:1] * 3 + panels[1:], curves, ("C0o-", "C1o-", "C0
     ax.plot(m, share, c, label=f"{name}, {m[-1]}: {share[-1]:.2f}")
     ax.axhline(1 / 4 if name == "recall" else 1 / 16, c="k", ls="--")  # a guess
     ax.set(xlabel="frames" if name == "recall" else "objects in a picture", ylim=(0, 1.05))
-    ax.legend(loc=(0.03, 0.3), title="share right")
+    ax.legend(loc=(0.03, 0.26), title="share right")
 fig.savefig(args.out, dpi=120)
 # --- claims
 claims = [("C1", f"any to any, worst direction (mean {sum(pairs) / 6:.3f})", min(pairs), ">", 0.9),
