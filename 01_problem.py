@@ -4,23 +4,24 @@
 # ///
 """01 The problem: we hold samples of a density p_data and want new ones.
 
-A net can give every x a score, but scores become a density only when they are divided by their
-sum over all of space, and nobody can form that sum for pictures. Guessing is no way out. Draw x
-from a prior that is easy to draw, N(0, I), and weigh it by w = p_data(x) / prior(x), so that the
-guesses count as data would: most weigh nothing, and fewer count with every dimension.
+A net can learn a number for every x, high where data are. To be a density it must be divided by
+its sum over all of space, and nobody can form that sum for pictures. And even if p_data were
+known, guessing would fail. Draw n guesses from a prior that is easy to draw, N(0, I), and give
+each the weight w = p_data(x) / prior(x). The unequal weights tell no more than n E[w]^2 / E[w^2]
+equal ones would, and this share of n falls exponentially with the dimension.
 
-The way out is a path. Mix noise eps from the prior with data x, xt = t x + (1 - t) eps, and ask
-a net a question that samples can teach it: which way is x? The pair moves with x - eps; many
-pairs pass the same xt, and the net learns their mean. Walk that way in small steps, asking anew
-at each: as lesson 05 shows, a crowd that moves by the mean is distributed as the pairs are at
-every t, so it ends as data. Asked only once, at t = 0 where xt is pure noise and tells nothing
-of x, the net can but point to the mean of the data, and all guesses land there.
-C1 The share of guesses that count falls as .187^(d/2) in d dimensions.
-C2 A net that is trained and asked at t = 0 alone sends every guess to the mean of the data.
-C3 A net of the same size and training, asked along the path in --steps steps, makes data.
+The way out is a path. Draw noise eps from the prior and x from the data and move in time t from
+0 to 1 on the line between them: xt = t x + (1 - t) eps, with velocity x - eps. Samples teach a
+net the mean velocity of all pairs that pass a place, v(xt, t) = E[x - eps | xt]. Let fresh noise
+follow v in small steps: as much flows through each place as with the pairs themselves, so at
+t = 1 it is spread as the data are (lesson 05 proves it). In ONE step it would not work. At
+t = 0 noise says nothing of x, so v = E[x] - eps, and eps + v = E[x], the mean, for every eps.
+C1 The share that the weights are worth falls as .187^(d/2) in d dimensions.
+C2 A net that is asked once, at t = 0, sends all noise to the mean of the data.
+C3 The same kind of net, asked again in each of --steps steps, turns noise into data.
 
 RUN    python 01_problem.py              (6 seconds)
-BREAK  python 01_problem.py --steps 1    the path is one jump again: C3 fails
+BREAK  python 01_problem.py --steps 1    the path is one step: all noise goes to the mean, C3 fails
 PAPER  Owen 2013, Monte Carlo, section 9.3 (weights); Lipman et al. 2022, arXiv 2210.02747"""
 import argparse
 import math
@@ -59,8 +60,8 @@ def log_prior(x):
     return -x.square().sum(1) / 2 - math.log(2 * math.pi)
 
 def effective_share(log_w):
-    """n weights tell as much as this share of n equal ones: E[w]^2 / E[w^2], from log w (n,)."""
-    w = (log_w - log_w.max()).exp()  # a common factor changes nothing and could overflow
+    """E[w]^2 / E[w^2] from log w (n,): 1 if all weights are equal, 1 / n if one has all."""
+    w = (log_w - log_w.max()).exp()  # a common factor cancels; this one avoids an overflow
     return (w.mean() ** 2 / w.square().mean()).item()
 
 def walk(v, xt, n_steps):
@@ -70,8 +71,8 @@ def walk(v, xt, n_steps):
     return xt
 
 # --- train
-def train_way(t_max, iters):
-    """Learn which way x is, the mean of x - eps at xt, for t from 0 to t_max. Returns v(xt, t)."""
+def train_mean_velocity(t_max, iters):
+    """Learn E[x - eps | xt] for t from 0 to t_max. Returns v(xt, t) for xt (B, 2), a number t."""
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
                         nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
     optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95))
@@ -89,18 +90,18 @@ def train_way(t_max, iters):
             print(f"iter {i + 1:5d}  loss {loss:.3f}")
     return lambda xt, t: net(torch.cat([xt, torch.full_like(xt[:, :1], t)], 1)).detach()
 
-once = train_way(0, args.iters)  # no loss below 1, the variance of x that eps leaves open
-path = train_way(1, args.iters)  # no loss below 1.36, the spread of pairs that pass one xt
+once = train_mean_velocity(0, args.iters)  # loss 1 at best, the variance of x: eps tells nothing
+path = train_mean_velocity(1, args.iters)  # 1.36 at best: pairs that pass a place differ by that
 
 # --- measure
 def energy_distance(x, y):
-    """2 E|x-y| - E|x-x'| - E|y-y'| of clouds (n, 2): 0 +- .001 for 2500 draws of one density."""
+    """2 E|x-y| - E|x-x'| - E|y-y'| of clouds (n, 2): 0 only for one density (2500 draws +-.001)."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # diverged, or nan
 
-RATE = 0.187  # 1 / E[w^2] of the moons under the prior, summed over a fine grid; E[w] is 1
+RATE = 0.187  # 1 / E[w^2] for one pair of numbers, summed over a fine grid (E[w] is 1)
 log_w, shares = torch.zeros(100_000), []
-for pairs in (1, 2, 3):  # d = 2, 4, 6 dimensions: pairs of numbers, each pair a point of the moons
+for pairs in (1, 2, 3):  # d = 2, 4, 6: each pair of numbers is a point of the moons
     guess = torch.randn(100_000, 2)
     log_w = log_w + log_p_data(guess) - log_prior(guess)  # weights of independent pairs multiply
     shares.append(effective_share(log_w))
@@ -118,8 +119,8 @@ fig.subplots_adjust(bottom=0.22, left=0.07, right=0.98)
 slider = plt.Slider(plt.axes([0.6, 0.03, 0.2, 0.03]), "steps", 1, 50, valinit=args.steps, valstep=1)
 left.semilogy([2, 16], [RATE, RATE**8], "k--", label="exact: .187^(d/2)")
 left.semilogy([2, 4, 6], shares, "o", color="tab:orange", label="measured on 100,000 guesses")
-left.axhspan(1e-7, 1e-5, color="tab:red", alpha=0.2, label="not one of 100,000 counts")
-left.set(xlabel="dimensions d", ylabel="share that counts", title="guessing", ylim=(1e-6, 1))
+left.axhspan(1e-7, 1e-5, color="tab:red", alpha=0.2, label="less than one guess")
+left.set(xlabel="dimensions d", ylabel="worth, as a share", title="guessing", ylim=(1e-6, 1))
 left.legend()
 
 def draw(_):
@@ -128,7 +129,7 @@ def draw(_):
     right.clear()
     right.plot(*real.T, ".", color="0.7", ms=2, label="data")
     right.plot(*x.T, ".", color="tab:blue" if distance < 0.012 else "tab:red", ms=2, label="path")
-    right.plot(*landed.T, "o", color="tab:orange", label="asked once")
+    right.plot(*landed.T, "o", color="tab:orange", label="noise, asked once")
     right.set(title=f"{slider.val} steps: energy distance {distance:.4f} (noise: {before:.2f})")
     right.set(aspect="equal", xlim=(-3, 3), ylim=(-1.8, 1.8))
     right.legend(loc="upper right")
@@ -141,10 +142,9 @@ fig.savefig("01_problem.png", dpi=120)
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
-
-claim("C1", "share that counts, relative error of .187^(d/2)", off, "<", 0.3)
-claim("C2", "asked once, rms distance from the mean of the data (data: 1)", from_mean, "<", 0.1)
-claim("C3", f"path, energy distance (noise: {before:.3f})", after, "<", 0.012)
+claim("C1", "share, relative error of .187^(d/2), worst of d = 2, 4, 6", off, "<", 0.3)
+claim("C2", "asked once, rms from the mean, per coordinate (data: 1)", from_mean, "<", 0.1)
+claim("C3", f"energy distance (noise {before:.3f}, real draws +- .001)", after, "<", 0.012)
 print("figure: 01_problem.png")
 if plt.get_backend().lower() != "agg":  # no window without a display
     plt.show()

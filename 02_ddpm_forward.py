@@ -4,14 +4,15 @@
 # ///
 """02 The forward chain: turn data into noise in T small steps, then never run those steps again.
 
-DDPM builds its path from data to noise as a chain (so t = 0 is now data and t = T noise). Step t
-shrinks the point a little and adds a little noise z ~ N(0, I):
-    x_t = sqrt(1 - beta[t]) x_(t-1) + sqrt(beta[t]) z,    beta[1] = .0001 up to beta[T] = .02.
-Write x_(t-1) = a x + s eps. Then x_t holds sqrt(1 - beta) a of x, and two noises, sqrt(1 - beta) s
-eps and sqrt(beta) z. Independent Gaussians add up to one Gaussian, and their variances add:
-(1 - beta) s^2 + beta = 1 - (1 - beta) a^2 if s^2 = 1 - a^2, so that holds at t again. Hence
-    xt = a x + s eps,    a^2 = abar[t] = (1 - beta[1]) ... (1 - beta[t]),    s^2 = 1 - abar[t].
-This closed form makes a training point at any t from one draw, instead of t steps of the chain.
+DDPM walks its path from data to noise (t = 0 is now data, t = T noise) as a chain of small steps.
+Step t shrinks the point a little and adds a little noise z ~ N(0, I):
+    x_t = sqrt(1 - beta[t]) x_(t-1) + sqrt(beta[t]) z
+Suppose x_(t-1) = a x + s eps with a^2 + s^2 = 1 (at t = 0, a = 1 and s = 0). The step makes of it
+sqrt(1 - beta) a x and two noises, sqrt(1 - beta) s eps + sqrt(beta) z. Independent Gaussians add
+up to one Gaussian, and variances add: (1 - beta) s^2 + beta = 1 - (1 - beta) a^2. So x_t has the
+same form again, with a^2 multiplied by 1 - beta. After t steps this is the closed form,
+    xt = a x + s eps,  a^2 = abar[t] = (1 - beta[1]) ... (1 - beta[t]),  s^2 = 1 - abar[t]
+A training point at any t costs one draw of it, instead of t steps of the chain.
 C1 At every t, the noise in a chain that was really run, (xt - a x) / s, is Gaussian.
 C2 At t = T hardly anything is left of x: the chain has reached the prior N(0, I).
 C3 A net that saw no chain, only the closed form, finds the noise in chains as well as can be.
@@ -94,16 +95,16 @@ eps_net = train_eps(abar, args.iters)
 # --- measure
 def cdf_gap(z):
     """Kolmogorov-Smirnov distance of the numbers in each row of z (R, n) from N(0, 1): (R,)."""
-    exact = torch.special.ndtr(z.sort(1).values)  # the CDF of N(0, 1) at the sorted numbers;
-    return (exact - torch.linspace(0, 1, z.shape[1])).abs().max(1).values  # theirs rises evenly
+    exact = torch.special.ndtr(z.sort(1).values)  # the CDF of N(0, 1) at the sorted numbers
+    return (exact - torch.linspace(0, 1, z.shape[1])).abs().max(1).values  # their own CDF
 
 path = simulate(two_moons(5000), beta, args.noise)
 noise = noise_of(path, abar)
 gap = cdf_gap(noise.flatten(1)).max().item()  # C1
-kl = -math.log(1 - abar[-1].item())  # C2: KL of N(a x, s^2 I) to N(0, I) is -log s^2 as E|x|^2 = 2
-t = torch.arange(args.T + 1)[5::10].repeat_interleave(5000)  # every tenth t, all 5000 chains
-eps_hat = eps_net(path[5::10].flatten(0, 1), t)
-loss = (eps_hat - noise[4::10].flatten(0, 1)).square().mean().item()  # C3; noise[0] is of t = 1
+kl = -math.log(1 - abar[-1].item())  # C2: of N(a x, s^2 I) to N(0, I): s^2 + a^2 - 1 - log s^2
+t = torch.arange(5, args.T + 1, 10)  # every tenth t, for all 5000 chains
+eps_hat = eps_net(path[t].flatten(0, 1), t.repeat_interleave(5000))
+loss = (eps_hat - noise[t - 1].flatten(0, 1)).square().mean().item()  # C3
 
 # --- figure
 fig, axes = plt.subplots(1, 5, figsize=(14, 4), gridspec_kw={"left": 0.03, "right": 0.99})
@@ -115,10 +116,9 @@ radio.set_active(["gauss", "uniform"].index(args.noise))
 def draw(_):
     T = int(length.val)
     beta, abar = schedule(T)
-    x = two_moons(1500)
-    path = simulate(x, beta, radio.value_selected)
+    path = simulate(two_moons(1500), beta, radio.value_selected)
     for ax, t in zip(axes, (0, T // 10, 3 * T // 10, T)):
-        one_draw = abar[t].sqrt() * x + (1 - abar[t]).sqrt() * torch.randn_like(x)
+        one_draw = abar[t].sqrt() * path[0] + (1 - abar[t]).sqrt() * torch.randn(1500, 2)
         snr = (abar[t] / (1 - abar[t])).item()
         ax.clear()
         ax.plot(*path[t].T, ".", color="0.7", ms=3)
@@ -143,7 +143,7 @@ def claim(name, words, value, sign, bound):
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
 claim("C1", "noise of the chain, worst gap to N(0, 1) at any t (by chance .02)", gap, "<", 0.03)
 claim("C2", "nats between x_T, given x, and N(0, I)", kl, "<", 0.001)
-if args.T == 1000:  # for which the lowest possible loss is .226, from the exact E[eps | xt]
+if args.T == 1000:  # here E[eps | xt], the best answer, has loss .226: the tests sum it on a grid
     claim("C3", "loss on chains over the lowest possible", loss / 0.226, "<", 1.04)
 print("figure: 02_ddpm_forward.png")
 if plt.get_backend().lower() != "agg":  # no window without a display
