@@ -112,7 +112,7 @@ second = train_velocity(reached, eps, args.iters)  # reflow
 
 # --- measure
 def energy_distance(x, y):
-    """2 E|x-y| - E|x-x'| - E|y-y'| of clouds (n, 2): 0 only for one density (2500 draws +-.001)."""
+    """How much farther two clouds (n, 2) are from each other than from themselves: 0 if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # diverged, or nan
 noise, real = torch.randn(2500, 2), x[torch.randint(len(x), (2500,))]

@@ -6,12 +6,11 @@
 Both mix data and noise, xt = a x + s eps. DDPM takes its levels (a, s) from the arc a^2 + s^2 = 1,
 flow matching from the straight chord a + s = 1. Divide a point xt of the chord by its std,
 r = sqrt(a^2 + s^2): now it lies on the arc, made of the same x and the same eps. So a net that
-finds the noise on the arc finds it on the chord, too. All it needs is xt / r and the ratio a : s.
-To sample, ask the net for eps_hat, the mean of all noise that may be in xt, and take the rest for
-data: xt = a x_hat + s eps_hat. A step of DDIM mixes both anew at the next level (a2, s2). It moves
-xt by (a2 - a) x_hat + (s2 - s) eps_hat, on the chord by dt (x_hat - eps_hat): Euler's step along
-the mean velocity, which carries noise to data (lesson 06; on any path v = a' x_hat + s' eps_hat).
-With eta = 1 each step swaps part of eps_hat for fresh noise, and this is lesson 04's chain.
+finds the noise on the arc finds it on the chord, too: all it needs is xt / r and the ratio a : s.
+To sample, ask it for eps_hat, the mean of all noise that may be in xt, and call the rest data:
+xt = a x_hat + s eps_hat. A step of DDIM mixes the two anew at the next level. On the chord this is
+Euler's step along x_hat - eps_hat, the mean velocity that carries noise to data (lesson 06); on any
+path v = a' x_hat + s' eps_hat. At eta = 1 fresh noise replaces part of eps_hat: lesson 04's chain.
 C1 One net, trained on the arc alone, carries noise to the data on the arc and on the chord.
 C2 In 10 steps eta = 0 ends nearer to the data than eta = 1: few steps leave fresh noise behind.
 C3 On the chord -eps_hat / s is the score, the slope of log p(xt), which nobody showed the net.
@@ -43,7 +42,7 @@ def two_moons(n):
     return MU[torch.randint(64, (n,))] + STD * torch.randn(n, 2)
 
 # --- method: a path is a list of levels (a, s) from noise to data, (n_steps + 1, 2)
-ABAR = torch.cat([torch.ones(1), (1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0)])  # lesson 02
+ABAR = (1 - torch.linspace(0, 0.02, 1001)).cumprod(0)  # lesson 02's, but for its beta[1] of 1e-4
 ARC = torch.stack([ABAR.sqrt(), (1 - ABAR).sqrt()], 1)  # (1001, 2), all levels, k = 0 is data
 def arc(n_steps):
     """Levels on DDPM's arc, evenly spaced in its time k, which runs from 1000 down to 0."""
@@ -99,7 +98,6 @@ def energy_distance(x, y):
     """2 E|x - y| - E|x - x'| - E|y - y'|, 0 for equal densities; clouds (n, 2), (m, 2)."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # diverged, or nan
-
 net = train_on_arc(args.iters)
 noise, real = torch.randn(2500, 2), two_moons(2500)
 arc_40 = energy_distance(walk(net, noise, arc(40), 0, args.forget), real)
@@ -121,19 +119,20 @@ eta = plt.Slider(bars[1], "eta", 0, 1, valinit=0)
 forget = plt.Slider(bars[2], "forget r", 0, 1, valinit=args.forget, valstep=1)
 
 def draw(_):
-    plane, left, right = panels
-    plane.clear()
-    for ax, name, path in ((left, "arc", arc(steps.val)), (right, "chord", chord(steps.val))):
-        x = walk(net, noise, path, eta.val, forget.val)
+    panels[0].clear()
+    for ax, path in zip(panels[1:], (arc, chord)):
+        levels = path(steps.val)
+        x = walk(net, noise, levels, eta.val, forget.val)
         distance = energy_distance(x, real)
         ax.clear()
         ax.plot(*real.T, ".", color="0.7", ms=2)
         ax.plot(*x.T, ".", color="tab:blue" if distance < 0.05 else "tab:red", ms=2)
-        ax.set(title=f"{name}: distance {distance:.4f}", xlabel="grey data, blue samples")
-        plane.plot(*path.T, "ko-", ms=4)
-    for level in path:
-        plane.plot(*torch.stack([level, level / level.norm()]).T, color="0.7")  # the norm is r
-    plane.set(title="levels: chord / r = arc", xlabel="a, share of data", ylabel="s, of noise")
+        ax.set_title(f"{path.__name__}: {distance:.4f} from the data (grey)")
+        ax.axis((-3, 3, -3, 3))
+        panels[0].plot(*levels.T, "ko-")
+    for level in levels:
+        panels[0].plot(*torch.stack([level, level / level.norm()]).T, "0.7")  # the norm is r
+    panels[0].set(title="divided by r, the chord is the arc", xlabel="a: data", ylabel="s: noise")
 draw(None)
 for slider in (steps, eta, forget):
     slider.on_changed(draw)
