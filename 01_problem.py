@@ -15,7 +15,7 @@ a point on it moves with velocity x - eps. Samples teach a net the mean velocity
 through a place, v(xt, t) = E[x - eps | xt]. Noise that follows v in small steps is spread, at
 every t, as the points on the lines are; so it ends as data (lesson 05 says why). One step is not
 enough: at t = 0 noise says nothing of x, so v = E[x] - eps, and every eps lands on eps + v = E[x].
-C1 The worth of a guess falls as .187^(d/2) in d dimensions.
+C1 The worth of a guess is .187 in two dimensions and falls as .187^(d/2) in d.
 C2 A net that is asked once, at t = 0, sends all noise to the mean of the data.
 C3 The same kind of net, asked again in each of --steps steps, turns noise into data.
 
@@ -98,15 +98,15 @@ def energy_distance(x, y):
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # diverged, or nan
 
+# in d dimensions the data are d / 2 independent points of the moons, so their weights multiply
 side = torch.arange(-3.5, 3.5, 0.02)
-grid = torch.cartesian_prod(side, side)  # cells of .02 x .02: a sum over them is the integral
-w2 = (2 * log_p_data(grid) - log_prior(grid)).exp().sum() * 0.02**2  # E[w^2]; E[w] is 1
-rate = 1 / w2.item()  # .187: what a guess in 2D is worth
-first, second, third = torch.randn(3, 100_000, 2)  # guesses of 2 of the dimensions each
-log_w = [log_p_data(guess) - log_prior(guess) for guess in (first, second, third)]
-sums = [log_w[0], log_w[0] + log_w[1], log_w[0] + log_w[1] + log_w[2]]  # d = 2, 4, 6: w multiply
-shares = [effective_share(log_w) for log_w in sums]
-off = max(abs(share ** (2 / d) / rate - 1) for share, d in zip(shares, (2, 4, 6)))  # C1
+grid = torch.cartesian_prod(side, side)  # cells of .02 x .02: a sum over them is an integral
+w2 = (2 * log_p_data(grid) - log_prior(grid)).exp().sum() * 0.02**2  # of p_data^2 / prior: E[w^2]
+rate = 1 / w2.item()  # .187, as E[w] = 1; both means are over the prior
+one, two, three = [log_p_data(x) - log_prior(x) for x in torch.randn(3, 100_000, 2)]  # log w
+shares = [effective_share(one), effective_share(one + two), effective_share(one + two + three)]
+factors = [share ** (1 / pairs) for share, pairs in zip(shares, (1, 2, 3))]  # per 2 dimensions
+off = max(abs(factor / rate - 1) for factor in factors)  # C1
 noise, real = torch.randn(2500, 2), two_moons(2500)
 landed = walk(once, noise, 1)
 from_mean = landed.square().mean().sqrt().item()  # C2; the mean of the data is 0

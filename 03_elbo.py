@@ -12,9 +12,9 @@ eps_hat. Their KL is a constant plus the squared distance of the means over 2 be
     KL at t = constant + w |eps_hat - eps|^2,    w = beta / (2 (1 - beta) s^2).
 L_simple drops w, which costs nats, the unit of -log p. But w is large near t = 1 only, on noise
 that no eye sees; without it the effort goes to middle times, where pictures take shape (in two
-dimensions only the price is seen). Why not ask for x or mu? Both are c0 xt + c1 eps, and solved
-for eps the net's error is divided by c1. That is about .01 for x near t = 1 and for mu at every t:
-there the target is almost a copy of xt, and no net copies that exactly.
+dimensions only the price is seen). Why not ask for x or mu? Both are c0 xt + c1 eps. Solve for
+eps, and the net's error is divided by c1, about .01 for x at t = 1 and for mu at every t: there
+the target is almost a copy of xt, and no net copies that exactly.
 C1 A net that learns eps by L_simple loses less than a nat to the best possible bound.
 C2 Dropping w costs nats.    C3 A plain squared error on x or on mu costs far more.
 RUN    python 03_elbo.py                (6 seconds; click on the net whose samples to see)
@@ -125,12 +125,12 @@ def draw(name, ax=right):
         noise = nets[name](xt, torch.full((400,), k))
         mu_hat = (xt - beta[k] / s[k] * noise) / root[k]
         xt = mu_hat + beta[k].sqrt() * torch.randn(400, 2)
-    near = torch.cdist(xt, MU).min(1).values < 4 * STD  # true for .9997 of the data
-    share = near.float().mean()
+    off = torch.cdist(xt, MU).min(1).values  # distance from the closest Gaussian's centre
+    near = (off < 4 * STD).float().mean()  # .9997 of the data are that near
     ax.clear()
     ax.plot(*two_moons(1000).T, ".", color="0.7", ms=2)
-    ax.plot(*xt.T, ".", color="tab:blue" if share > 0.9 else "tab:red", ms=3)
-    ax.set(title=f"{name}: {share:.0%} near data (grey)", aspect="equal", xlim=(-3, 3), ylim=(-3, 3))
+    ax.plot(*xt.T, ".", color="tab:blue" if near > 0.9 else "tab:red", ms=3)  # 1 in 10 off
+    ax.set(title=f"{name}: {near:.0%} near data (grey)", aspect="equal", xlim=(-3, 3), ylim=(-3, 3))
     fig.canvas.draw_idle()
 
 draw(args.target, left)

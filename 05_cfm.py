@@ -25,12 +25,12 @@ from torch import nn
 
 # --- knobs
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-parser.add_argument("--share", type=float, default=1, help="of eps in the target; 0 breaks")
+parser.add_argument("--share", type=float, default=1, help="of eps in the target; 0 breaks (1)")
 parser.add_argument("--iters", type=int, default=800, help="of training; 50 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
 args = parser.parse_args()
-if not 0 <= args.share <= 1 or args.iters < 1 or args.seed < 0:
-    parser.error("--share must be 0 to 1, --iters 1 or more, --seed 0 or more")
+if args.iters < 1 or args.seed < 0:
+    parser.error("--iters must be 1 or more, --seed 0 or more")
 torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # nets this small are fastest on one core
 torch.set_default_dtype(torch.float64)  # 16 digits, so that C1 finds 0 or a mistake
@@ -64,10 +64,10 @@ def continuity(v, xt, t):
     xt, t = xt.clone().requires_grad_(), t.clone().requires_grad_()
     p, x_hat, eps_hat = moons_at(xt, t)
     flow = p[:, None] * v(xt, t)  # (B, 2)
-    rise = torch.autograd.grad(p.sum(), t, retain_graph=True)[0]  # sum: row i needs row i alone
-    dx = torch.autograd.grad(flow[:, 0].sum(), xt, retain_graph=True)[0]
-    dy = torch.autograd.grad(flow[:, 1].sum(), xt)[0]
-    return rise[:, 0], -dx[:, 0] - dy[:, 1]
+    rise = torch.autograd.grad(p.sum(), t, retain_graph=True)[0][:, 0]  # rows do not mix
+    dx = torch.autograd.grad(flow[:, 0].sum(), xt, retain_graph=True)[0][:, 0]
+    dy = torch.autograd.grad(flow[:, 1].sum(), xt)[0][:, 1]
+    return rise, -dx - dy
 
 def carry(v, xt):
     """Follow v from noise xt (B, 2) to t = 1, in 50 steps so small that they do not show."""
@@ -101,42 +101,39 @@ def gradient(net, xt, t, target):  # of the squared error to target, in all weig
     loss = (net(torch.cat([xt, t], 1)) - target).square().mean()
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, net.parameters())])
 
-x, eps, t = two_moons(100_000), torch.randn(100_000, 2), torch.rand(100_000, 1)
+x, eps, t = two_moons(50_000), torch.randn(50_000, 2), torch.rand(50_000, 1)
 xt = t * x + (1 - t) * eps
 untrained = train_mean(args.share, 0)
 easy = gradient(untrained, xt, t, x - args.share * eps)
 hard = gradient(untrained, xt, t, mean_target(xt, t, args.share))
 gap = (easy - hard).norm() / hard.norm()
-
 x, eps, xt, t = x[:2000], eps[:2000], xt[:2000], t[:2000]  # enough from here on
 rise, inflow = continuity(lambda xt, t: mean_target(xt, t, args.share), xt, t)
 left = (rise - inflow).abs().mean() / rise.abs().mean()
 net = train_mean(args.share, args.iters)
 landed = carry(lambda xt, t: net(torch.cat([xt, t], 1)), eps)
-home = carry(mean_target, eps)
-off = (landed - home).norm(dim=1).mean()
+off = (landed - carry(mean_target, eps)).norm(dim=1).mean()
 
 # --- figure
-fig, axes = plt.subplots(1, 3, figsize=(12, 4.8), gridspec_kw={"bottom": 0.2, "right": 0.99})
+fig, axes = plt.subplots(1, 3, figsize=(12, 4.6), gridspec_kw={"bottom": 0.2, "right": 0.99})
 slider = plt.Slider(plt.axes([0.2, 0.03, 0.5, 0.03]), "share", 0, 1, valinit=0, valstep=0.1)
-axes[2].plot(*landed.T, ".", color="tab:blue" if off < 0.15 else "tab:red", ms=2)
-axes[2].set_title(f"learned: {off:.2f} from the exact ends")
 
 def draw(share):
     v = lambda xt, t: mean_target(xt, t, share)
     rise, inflow = continuity(v, xt, t)
-    colour = "black" if share == 1 else "tab:red"
-    axes[0].clear()
-    axes[0].plot(rise, inflow, ".", color=colour, ms=3)
-    axes[0].plot([-2, 2], [-2, 2], "k--")
-    axes[0].set(xlabel="rise d p/dt", ylabel="inflow -div(p v)", xlim=(-2, 2), ylim=(-2, 2))
-    axes[1].clear()
-    axes[1].plot(*carry(v, eps).T, ".", color=colour, ms=2)
-    axes[1].set_title("where that v carries noise (grey: data)")
-    for ax in axes[1:]:
-        ax.plot(*x.T, ".", color="0.7", ms=2, zorder=0)
+    for ax in axes:
+        ax.clear()
         ax.set(aspect="equal", xlim=(-3, 3), ylim=(-3, 3))
-
+    axes[0].plot(rise, inflow, "C3.", ms=3)
+    axes[0].plot(rise, rise, "k", lw=1)  # the equation
+    axes[0].set(xlabel="rise d p/dt", ylabel="inflow -div(p v) (black: as it must be)")
+    axes[0].set_title(f"red: v = E[x - {share:.1f} eps | xt]")
+    axes[1].plot(*x.T, "C7.", ms=2)
+    axes[1].plot(*carry(v, eps).T, "C3.", ms=2)
+    axes[1].set_title("red: noise carried by that v")
+    axes[2].plot(*x.T, "C7.", ms=2)
+    axes[2].plot(*landed.T, "C0." if off < 0.15 else "C3.", ms=2)
+    axes[2].set_title(f"noise carried by the net: {off:.2f} off")
 draw(0)
 slider.on_changed(draw)
 fig.savefig("05_cfm.png", dpi=120)
@@ -145,9 +142,9 @@ fig.savefig("05_cfm.png", dpi=120)
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
-claim("C1", "share of d p/dt that does not flow in", left, "<", 1e-10)
-claim("C2", "easy minus impossible gradient, relative", gap, "<", 0.25)
-claim("C3", "mean distance from where the exact velocity leads", off, "<", 0.15)
+claim("C1", "share of d p/dt that does not flow in (10 % slow: .1)", left, "<", 1e-10)
+claim("C2", "easy minus impossible gradient (wrong target: .4)", gap, "<", 0.3)
+claim("C3", "distance from where the exact v leads (moon: .13 wide)", off, "<", 0.15)
 print("figure: 05_cfm.png")
 if plt.get_backend().lower() != "agg":  # no window without a display
     plt.show()

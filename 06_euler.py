@@ -5,16 +5,16 @@
 """06 Euler ODEs: from noise to data in a few steps, along a learned velocity.
 Join noise eps to data x by a line, xt = t x + (1 - t) eps: a point on it moves with x - eps.
 Many lines pass one place at one time; a net trained by squared error answers there with the
-mean of their velocities, v(xt, t). Let noise follow this mean: as much flows through each place
-as on all the lines, so it is spread as they are at every t, at t = 1 as the data (lesson 05).
-To follow v means to solve dx/dt = v(x, t). The paths bend where other lines join in, and bends
-need small steps. Reflow trains again, on lines from each eps to the x that ITS path reached.
-Neighbours reach neighbours, so these lines run side by side. The loss is how much lines that
-meet disagree: 1.36 for random pairs, near 0 now; v is constant along a line, so one step does.
+mean of their velocities, v(xt, t). Noise that follows v is spread, at every t, as the points on
+the lines are (lesson 05 says why), so sampling means solving dx/dt = v(x, t) from t = 0 to 1.
+But v turns where lines of other directions join in, and a bent path needs many steps. Reflow
+trains again, on lines from each eps to the x that ITS path reached. Neighbours go nearly the
+same way, so the new lines run side by side. The loss measures it, being how much lines through
+one place disagree: 1.36 for random pairs, .0002 now. So v is constant on a line: ONE step will do.
 C1 --steps Euler steps end closer to the data than the noise began.
 C2 After one reflow, ONE Euler step ends on the data.
 RUN    python 06_euler.py --steps 5    (6 seconds; --data FILE learns points of your own)
-BREAK  python 06_euler.py --steps 1    noise at t = 0 knows no x: all go to the mean, C1 fails
+BREAK  python 06_euler.py --steps 1    noise at t = 0 tells nothing of x: all go to the mean
 PAPER  Liu et al. 2022, arXiv 2209.03003, equation 1 (the loss) and algorithm 1 (reflow)"""
 import argparse
 import matplotlib.pyplot as plt
@@ -105,7 +105,7 @@ def train_velocity(x, eps, iters):
         optimizer.step()
     print(f"{iters} iterations, loss {loss:.4f}")
     return lambda xt, t: net(torch.cat([xt, torch.full_like(xt[:, :1], t)], 1)).detach()
-eps = torch.randn_like(x)
+eps = torch.randn_like(x)  # one for each x: fixed pairs, as they will be after reflow
 first = train_velocity(x, eps, args.iters)
 reached = solve(first, eps, 10, rk4)[-1]  # 10 steps of RK4 are as good as exact
 second = train_velocity(reached, eps, args.iters)  # reflow
@@ -122,7 +122,7 @@ reflow = energy_distance(solve(second, noise, 1, euler)[-1], real)  # C2
 
 # --- figure
 fig, axes = plt.subplots(1, 4, sharex=True, sharey=True, figsize=(14, 4), layout="constrained")
-fig.suptitle(f"grey: data, blue: samples (red: no closer than noise, {before:.3f}); right: reflow")
+fig.suptitle(f"energy distance of samples (blue) to data (grey), red if over the noise's {before:.3f}")
 slider = plt.Slider(plt.axes([0.4, 0.01, 0.2, 0.04]), "steps", 1, 50, valinit=args.steps, valstep=1)
 
 def draw(_):
@@ -132,7 +132,7 @@ def draw(_):
         ax.clear()
         ax.plot(*real.T, ".", color="0.7", ms=2)
         ax.plot(*path[-1].T, ".", color="tab:blue" if distance < before else "tab:red", ms=2)
-        ax.plot(*path[:, :40].unbind(2), "ko-", lw=0.6, ms=3, markevery=[0])
+        ax.plot(path[:, :40, 0], path[:, :40, 1], "ko-", lw=0.6, ms=3, markevery=[0])
         ax.set(title=f"{step.__name__}, {len(path) - 1} steps: {distance:.4f}", aspect="equal")
 draw(None)
 slider.on_changed(draw)
@@ -144,7 +144,7 @@ def claim(name, words, value, sign, bound):
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
 if not args.data:  # the bounds are those of the moons
     claim("C1", f"{args.steps} Euler steps, energy distance", after, "<", before)
-    claim("C2", "one Euler step after reflow (two real draws: +- .001)", reflow, "<", 0.005)
+    claim("C2", "one step after reflow (two real draws 0 +- .001)", reflow, "<", 0.1 * before)
 print("figure: 06_euler.png")
 if plt.get_backend().lower() != "agg":  # no window without a display
     plt.show()
