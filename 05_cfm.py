@@ -15,8 +15,8 @@ easy loss), not v (the impossible loss). The easy one is larger by the spread of
 around their mean, 1.36 here. No net changes this floor, so both losses have the same gradient.
 C1 The mean obeys the equation. C2 The easy loss has the gradient of the impossible one.
 C3 The learned velocity carries noise to the places where the exact one carries it.
-RUN    python 05_cfm.py             (6 seconds)
-BREAK  python 05_cfm.py --share 0   E[x | xt] is learned, which does not carry p: C1, C3 fail
+RUN    python 05_cfm.py             (6 seconds; slider: share of eps in the target)
+BREAK  python 05_cfm.py --share 0   the net learns E[x | xt], which ends elsewhere: C1, C3 fail
 PAPER  Lipman et al. 2022, arXiv 2210.02747, equations 5, 8, 9 and 26"""
 import argparse
 import matplotlib.pyplot as plt
@@ -25,7 +25,7 @@ from torch import nn
 
 # --- knobs
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-parser.add_argument("--share", type=float, default=1, help="of eps in the target; 0 breaks (1)")
+parser.add_argument("--share", type=float, default=1, help="target is x - share eps; 0 breaks (1)")
 parser.add_argument("--iters", type=int, default=800, help="of training; 50 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
 args = parser.parse_args()
@@ -64,7 +64,7 @@ def continuity(v, xt, t):
     xt, t = xt.clone().requires_grad_(), t.clone().requires_grad_()
     p, x_hat, eps_hat = moons_at(xt, t)
     flow = p[:, None] * v(xt, t)  # (B, 2)
-    rise = torch.autograd.grad(p.sum(), t, retain_graph=True)[0][:, 0]  # rows do not mix
+    rise = torch.autograd.grad(p.sum(), t, retain_graph=True)[0][:, 0]  # p[i] needs row i alone
     dx = torch.autograd.grad(flow[:, 0].sum(), xt, retain_graph=True)[0][:, 0]
     dy = torch.autograd.grad(flow[:, 1].sum(), xt)[0][:, 1]
     return rise, -dx - dy
@@ -103,16 +103,16 @@ def gradient(net, xt, t, target):  # of the squared error to target, in all weig
 
 x, eps, t = two_moons(50_000), torch.randn(50_000, 2), torch.rand(50_000, 1)
 xt = t * x + (1 - t) * eps
-untrained = train_mean(args.share, 0)
+untrained = train_mean(args.share, 0)  # both losses of one net, at the same points
 easy = gradient(untrained, xt, t, x - args.share * eps)
 hard = gradient(untrained, xt, t, mean_target(xt, t, args.share))
-gap = (easy - hard).norm() / hard.norm()
+gap = (easy - hard).norm() / hard.norm()  # C2
 x, eps, xt, t = x[:2000], eps[:2000], xt[:2000], t[:2000]  # enough from here on
 rise, inflow = continuity(lambda xt, t: mean_target(xt, t, args.share), xt, t)
-left = (rise - inflow).abs().mean() / rise.abs().mean()
+left = (rise - inflow).abs().mean() / rise.abs().mean()  # C1
 net = train_mean(args.share, args.iters)
 landed = carry(lambda xt, t: net(torch.cat([xt, t], 1)), eps)
-off = (landed - carry(mean_target, eps)).norm(dim=1).mean()
+off = (landed - carry(mean_target, eps)).norm(dim=1).mean()  # C3
 
 # --- figure
 fig, axes = plt.subplots(1, 3, figsize=(12, 4.6), gridspec_kw={"bottom": 0.2, "right": 0.99})
@@ -126,14 +126,14 @@ def draw(share):
         ax.set(aspect="equal", xlim=(-3, 3), ylim=(-3, 3))
     axes[0].plot(rise, inflow, "C3.", ms=3)
     axes[0].plot(rise, rise, "k", lw=1)  # the equation
-    axes[0].set(xlabel="rise d p/dt", ylabel="inflow -div(p v) (black: as it must be)")
-    axes[0].set_title(f"red: v = E[x - {share:.1f} eps | xt]")
+    axes[0].set(xlabel="rise d p/dt", ylabel="inflow -div(p v), black: as needed")
+    axes[0].set_title(f"red: inflow of v = E[x - {share:.1f} eps | xt]")
     axes[1].plot(*x.T, "C7.", ms=2)
     axes[1].plot(*carry(v, eps).T, "C3.", ms=2)
-    axes[1].set_title("red: noise carried by that v")
+    axes[1].set_title("red: where v carries noise, grey: data")
     axes[2].plot(*x.T, "C7.", ms=2)
     axes[2].plot(*landed.T, "C0." if off < 0.15 else "C3.", ms=2)
-    axes[2].set_title(f"noise carried by the net: {off:.2f} off")
+    axes[2].set_title(f"where the net carries it: {off:.2f} off exact")
 draw(0)
 slider.on_changed(draw)
 fig.savefig("05_cfm.png", dpi=120)
@@ -143,8 +143,8 @@ def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
 claim("C1", "share of d p/dt that does not flow in (10 % slow: .1)", left, "<", 1e-10)
-claim("C2", "easy minus impossible gradient (wrong target: .4)", gap, "<", 0.3)
-claim("C3", "distance from where the exact v leads (moon: .13 wide)", off, "<", 0.15)
+claim("C2", "easy minus impossible gradient (a wrong target: .4)", gap, "<", 0.3)
+claim("C3", "mean distance to the exact ends (a moon is .13 wide)", off, "<", 0.15)
 print("figure: 05_cfm.png")
 if plt.get_backend().lower() != "agg":  # no window without a display
     plt.show()

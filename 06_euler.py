@@ -122,7 +122,7 @@ reflow = energy_distance(solve(second, noise, 1, euler)[-1], real)  # C2
 
 # --- figure
 fig, axes = plt.subplots(1, 4, sharex=True, sharey=True, figsize=(14, 4), layout="constrained")
-fig.suptitle(f"energy distance of samples (blue) to data (grey), red if over the noise's {before:.3f}")
+fig.suptitle(f"energy distance, samples (blue) to data (grey); red: noise is nearer, {before:.3f}")
 slider = plt.Slider(plt.axes([0.4, 0.01, 0.2, 0.04]), "steps", 1, 50, valinit=args.steps, valstep=1)
 
 def draw(_):
