@@ -6,9 +6,9 @@
 A model is good if -log p(x) is small for data x. Here p goes from noise to x, each step back from
 xt a Gaussian of variance beta whose mean mu a net finds. Nobody can sum over all ways to x, but
 -log p(x) has an upper bound (minus the ELBO): a sum over t of KL divergences, each between the
-step back of one who knows x and the model's. Both are Gaussians with a mean of the same form
-(lesson 04), (xt - beta / s noise) / sqrt(1 - beta), one with the true noise eps, one with the guess
-eps_hat. Their KL is a constant plus the squared distance of the means over 2 beta; xt cancels:
+step back of one who knows x and the model's. Both are Gaussians of fixed width with the mean
+(xt - beta / s noise) / sqrt(1 - beta) (lesson 04), one with the true noise eps, one with the guess
+eps_hat. So KL is a constant plus the squared distance of the means over 2 beta, and xt cancels:
     KL at t = constant + w |eps_hat - eps|^2,    w = beta / (2 (1 - beta) s^2).
 L_simple drops w, which costs nats, the unit of -log p. But w is large near t = 1 only, on noise
 that no eye sees; without it the effort goes to middle times, where pictures take shape (in two
@@ -29,7 +29,7 @@ from torch import nn
 # --- knobs
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--target", choices=["eps", "x", "mu"], default="eps", help="x and mu break C1")
-parser.add_argument("--iters", type=int, default=450, help="of each net; 50 blurs (%(default)s)")
+parser.add_argument("--iters", type=int, default=500, help="of each net; 50 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
 args = parser.parse_args()
 if args.iters < 1 or args.seed < 0:

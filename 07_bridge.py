@@ -10,7 +10,7 @@ finds the noise on the arc finds it on the chord, too: all it needs is xt / r an
 To sample, ask it for eps_hat, the mean of all noise that may be in xt, and call the rest data:
 xt = a x_hat + s eps_hat. A step of DDIM mixes the two anew at the next level. On the chord this is
 Euler's step along x_hat - eps_hat, the mean velocity that carries noise to data (lesson 06); on any
-path v = a' x_hat + s' eps_hat. If fresh noise replaces part of eps_hat, eta = 1, we have DDPM back.
+path v = a' x_hat + s' eps_hat. At eta = 1 part of eps_hat is drawn anew: DDPM's chain (lesson 04).
 C1 One net, trained on the arc alone, carries noise to the data on the arc and on the chord.
 C2 In 10 steps eta = 0 ends nearer to the data than eta = 1: few steps leave fresh noise behind.
 C3 On the chord -eps_hat / s is the score, the slope of log p(xt): for one x alone it is -eps / s.
@@ -42,7 +42,7 @@ def two_moons(n):
     return MU[torch.randint(64, (n,))] + STD * torch.randn(n, 2)
 
 # --- method: a path is a list of levels (a, s) from noise to data, (n_steps + 1, 2)
-ABAR = (1 - torch.linspace(0, 0.02, 1001)).cumprod(0)  # as in lesson 02, k = 0 is data
+ABAR = (1 - torch.linspace(0, 0.02, 1001)).cumprod(0)  # nearly lesson 02's, k = 0 is data
 ARC = torch.stack([ABAR.sqrt(), (1 - ABAR).sqrt()], 1)  # (1001, 2), levels of k = 0 .. 1000
 def arc(n_steps):
     """Levels on DDPM's arc, evenly spaced in its time k, which runs from 1000 down to 0."""
@@ -63,13 +63,13 @@ def find_noise(net, xt, a, s, forget):
 def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
     """From xt (B, 2) at the level (a, s) to the next level (a2, s2)."""
     x_hat = (xt - s * eps_hat) / a
-    fresh = eta * s2 * (1 - (a * s2 / (a2 * s)) ** 2).sqrt()  # equation 16, eta 1: as in lesson 04
+    fresh = eta * s2 * (1 - (a * s2 / (a2 * s)) ** 2).sqrt()  # equation 16; eta = 1: lesson 04
     kept = (s2**2 - fresh**2).sqrt()  # kept and fresh noise together have the std s2
     return a2 * x_hat + kept * eps_hat + fresh * torch.randn_like(xt)  # equation 12
 
 def walk_path(net, xt, levels, eta, forget):
     """From noise xt (B, 2), all there is at the first level, along the levels to data (B, 2)."""
-    for (a, s), (a2, s2) in zip(levels, levels[1:]):
+    for (a, s), (a2, s2) in zip(levels, levels[1:]):  # each level and the next
         eps_hat = find_noise(net, xt, a, s, forget)
         xt = ddim_step(xt, eps_hat, a, s, a2, s2, eta)
     return xt
@@ -114,7 +114,7 @@ missed = (score - exact).square().mean().item()
 
 # --- figure
 fig, (panels, bars) = plt.subplots(2, 3, figsize=(12, 4.6), height_ratios=[15, 1], layout="tight")
-steps = plt.Slider(bars[0], "steps", 1, 100, valinit=20, valstep=1)
+steps = plt.Slider(bars[0], "steps", 1, 50, valinit=20, valstep=1)
 eta = plt.Slider(bars[1], "eta", 0, 1, valinit=0)
 forget = plt.Slider(bars[2], "forget r", 0, 1, valinit=args.forget, valstep=1)
 
@@ -130,9 +130,9 @@ def draw(_):
         ax.axis((-2.8, 2.8, -2.8, 2.8))
         ax.set(title=f"{path.__name__}: {distance:.4f} from the data (grey)", aspect="equal")
         panels[0].plot(*levels.T, "ko-", ms=4)
-    for level in levels:  # of the chord, the last path
+    for level in levels:  # the chord's, as it came last
         panels[0].plot(*torch.stack([level, level / level.norm()]).T, "0.7")  # the norm is r
-    panels[0].set(title="DDPM's arc = chord / r", xlabel="a, share of data", ylabel="s, share of noise")
+    panels[0].set(title="DDPM's arc = chord / r", xlabel="a, share of data", ylabel="s, of noise")
 draw(None)
 for slider in (steps, eta, forget):
     slider.on_changed(draw)
@@ -142,7 +142,7 @@ fig.savefig("07_bridge.png", dpi=120)
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
-claim("C1", "40 steps, arc or chord, the worse (noise .05)", max(arc_40, chord_40), "<", 0.008)
+claim("C1", "40 steps, energy distance, arc or chord (noise .05)", max(arc_40, chord_40), "<", 0.008)
 claim("C2", "10 steps, distance with eta = 0 (right: eta = 1)", eta_0, "<", eta_1)
 claim("C3", "squared error of the score (of a score of 0: 2.3)", missed, "<", 0.02)
 print("figure: 07_bridge.png")
