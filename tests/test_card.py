@@ -149,7 +149,7 @@ def test_each_claim_is_measured_where_it_is_marked(path):
 @each_plain_lesson
 def test_two_to_four_claims_each_marked_where_it_is_measured(path):
     text = path.read_text(encoding="utf-8")
-    claims = set(re.findall(r"^C\d", text.split('"""')[1], re.M))
+    claims = set(re.findall(r"\bC\d\b", text.split('"""')[1]))
     assert 2 <= len(claims) <= 4
     assert claims <= set(re.findall(r"#.*\b(C\d)\b", text.split('"""', 2)[2]))
 
