@@ -29,7 +29,7 @@ from torch import nn
 # --- knobs
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--target", choices=["eps", "x", "mu"], default="eps", help="x and mu break C1")
-parser.add_argument("--iters", type=int, default=500, help="of each net; 50 blurs (%(default)s)")
+parser.add_argument("--iters", type=int, default=450, help="of each net; 50 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
 args = parser.parse_args()
 if args.iters < 1 or args.seed < 0:

@@ -9,10 +9,10 @@ known, Bayes' rule would multiply two Gaussians: x leads to xu, and xu leads to 
 is a Gaussian again. Its mean mixes x and xt, and its variance, beta-tilde, is less than beta, the
 variance of the noise that the chain adds from u to t. But x is not known. The net's x_hat stands
 in, the mean of all x that may be behind xt. The true x scatters around it, so xu scatters by more
-than beta-tilde. If the data are one point, beta-tilde is right; if they are N(0, I), beta is;
-the moons lie between. A step must add this noise: the means alone draw the cloud together, and
-nothing spreads it again. And it must be short: a long way back, xu may be on one moon or on the
-other, and that is no Gaussian. So many steps are needed, and each waits for the one before.
+than beta-tilde. If the data are one point, beta-tilde is right; if they are N(0, I), beta is; the
+moons are nearer to N(0, I). A step must add this noise: the means alone draw the cloud together,
+and nothing spreads it again. And it must be short: a long way back, xu may be on one moon or on
+the other, which is no Gaussian. So many steps are needed, and each waits for the one before.
 C1 100 steps (--steps, --var) end as near to the data as 1000.  C2 In 10, beta beats beta-tilde.
 RUN    python 04_ancestral.py               (7 seconds)
 BREAK  python 04_ancestral.py --var zero    one small spot: C1 fails; so it does with --steps 3
@@ -23,7 +23,6 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.widgets import RadioButtons
 from torch import nn
-
 # --- knobs
 VARS = ["beta", "beta-tilde", "zero"]
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -55,10 +54,11 @@ def schedule(T):
 def bayes(xt, x, t, u, abar):
     """Mean (B, 2) of xu given xt and x (B, 2), u < t; then beta and beta-tilde, (1,) each."""
     beta = 1 - abar[t] / abar[u]  # of the whole stride; the schedule's beta[t] if u = t - 1
+    # precisions add: 1 / beta_tilde = 1 / (1 - abar[u]) from x + (1 - beta) / beta from xt
     beta_tilde = beta * (1 - abar[u]) / (1 - abar[t])
-    on_x = abar[u].sqrt() * beta / (1 - abar[t])
-    on_xt = (1 - beta).sqrt() * beta_tilde / beta
-    return on_x * x + on_xt * xt, beta, beta_tilde  # equation 7
+    on_x = abar[u].sqrt() * beta / (1 - abar[t])  # equation 7
+    on_xt = (1 - beta).sqrt() * (1 - abar[u]) / (1 - abar[t])
+    return on_x * x + on_xt * xt, beta, beta_tilde
 
 def ancestral(eps_net, xt, abar, n_steps, var):
     """From noise xt (B, 2) to samples (B, 2), algorithm 2 in n_steps strides; var as in VARS."""
@@ -108,8 +108,8 @@ def mean_distance(eps_net, abar, n_steps, var, draws):
 full = mean_distance(eps_net, abar, 1000, "beta", 1)  # one draw, as it takes long: +- .0014
 chosen = mean_distance(eps_net, abar, args.steps, args.var, 6)  # chance: +- .0006
 STEPS = [5, 10, 20, 100]
-upper = [mean_distance(eps_net, abar, n, "beta", 2) for n in STEPS]
-lower = [mean_distance(eps_net, abar, n, "beta-tilde", 2) for n in STEPS]
+by_beta = [mean_distance(eps_net, abar, n, "beta", 2) for n in STEPS]
+by_tilde = [mean_distance(eps_net, abar, n, "beta-tilde", 2) for n in STEPS]
 noise, real = torch.randn(2000, 2), two_moons(2000)
 whole = min(timeit.repeat(lambda: ancestral(eps_net, noise, abar, 10, "beta"), number=1))
 calls = min(timeit.repeat(lambda: eps_net(noise, torch.ones(2000)), number=10))
@@ -120,10 +120,10 @@ fig, (cloud, cost) = plt.subplots(1, 2, figsize=(12, 4.8), width_ratios=[3, 2])
 fig.subplots_adjust(left=0.04, right=0.98, bottom=0.2)
 steps = plt.Slider(plt.axes([0.1, 0.05, 0.3, 0.04]), "steps", 1, 200, valinit=args.steps, valstep=1)
 radio = RadioButtons(plt.axes([0.5, 0.01, 0.1, 0.13]), VARS, VARS.index(args.var))
-cost.semilogx(STEPS, upper, "o-", label=f"beta, 10 steps: {upper[1]:.3f}")
-cost.semilogx(STEPS, lower, "o-", label=f"beta-tilde, 10 steps: {lower[1]:.3f}")
+cost.semilogx(STEPS, by_beta, "o-", label=f"beta, 10 steps: {by_beta[1]:.3f}")
+cost.semilogx(STEPS, by_tilde, "o-", label=f"beta-tilde, 10 steps: {by_tilde[1]:.3f}")
 cost.axhline(full, color="k", ls="--", label="beta, 1000 steps")
-cost.set(xlabel="steps", xticks=STEPS, xticklabels=STEPS, ylabel="energy distance to the data")
+cost.set(xlabel="steps: 5, 10, 20, 100", ylabel="energy distance to the data")
 cost.legend(title="variance of a step's noise")
 
 def draw(_):
@@ -144,7 +144,7 @@ def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
 claim("C1", f"distance, {args.steps} steps minus 1000", chosen - full, "<", 0.006)  # chance: .0015
-claim("C2", "distance in 10 steps, beta-tilde minus beta", lower[1] - upper[1], ">", 0.006)  # .0014
+claim("C2", "10 steps, beta-tilde minus beta", by_tilde[1] - by_beta[1], ">", 0.006)  # .0014
 print("figure: 04_ancestral.png")
 if plt.get_backend().lower() != "agg":  # no window without a display
     plt.show()

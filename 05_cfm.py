@@ -124,16 +124,16 @@ def draw(share):
     for ax in axes:
         ax.clear()
         ax.set(aspect="equal", xlim=(-3, 3), ylim=(-3, 3))
-    axes[0].plot(rise, inflow, "C3." if share < 1 else "k.", ms=3)
-    axes[0].plot(rise, rise, "k--", lw=1)  # the equation
-    axes[0].set(xlabel="rise d p/dt", ylabel="inflow -div(p v), dashed: as needed")
-    axes[0].set_title(f"inflow of v = E[x - {share:.1f} eps | xt]")
+    axes[0].plot(rise, inflow, "C3.", ms=3)
+    axes[0].plot(*continuity(mean_target, xt, t), "k.", ms=3)  # the exact v
+    axes[0].set(xlabel="rise of the density, d p/dt", ylabel="inflow, -div(p v)")
+    axes[0].set_title(f"red: v = E[x - {share:.1f} eps | xt], black: exact v")
     axes[1].plot(*x.T, "C7.", ms=2)
-    axes[1].plot(*carry(v, eps).T, "C3." if share < 1 else "k.", ms=2)
-    axes[1].set_title("where v carries noise, grey: data")
+    axes[1].plot(*carry(v, eps).T, "C3.", ms=2)
+    axes[1].set_title("where the red v carries noise (grey: data)")
     axes[2].plot(*x.T, "C7.", ms=2)
     axes[2].plot(*landed.T, "C0." if off < 0.15 else "C3.", ms=2)
-    axes[2].set_title(f"where the net carries it: {off:.2f} off exact")
+    axes[2].set_title(f"where the net carries it ({off:.2f} off exact)")
 draw(0)
 slider.on_changed(draw)
 fig.savefig("05_cfm.png", dpi=120)

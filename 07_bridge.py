@@ -142,7 +142,7 @@ fig.savefig("07_bridge.png", dpi=120)
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
-claim("C1", "40 steps, energy distance, arc or chord (noise .05)", max(arc_40, chord_40), "<", 0.008)
+claim("C1", "40 steps, distance, arc or chord (noise: .05)", max(arc_40, chord_40), "<", 0.008)
 claim("C2", "10 steps, distance with eta = 0 (right: eta = 1)", eta_0, "<", eta_1)
 claim("C3", "squared error of the score (of a score of 0: 2.3)", missed, "<", 0.02)
 print("figure: 07_bridge.png")
