@@ -3,18 +3,19 @@
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
 """03 From a bound to a loss: why a net that finds noise is a model of the data.
-A model is good if -log p(x) is small for data x. Here p goes from noise to x, each step back from
-xt a Gaussian of variance beta whose mean mu a net finds. Nobody can sum over all ways to x, but
--log p(x) has an upper bound (minus the ELBO): a sum over t of KL divergences, each between the
-step back of one who knows x and the model's. Both are Gaussians of fixed width with the mean
-(xt - beta / s noise) / sqrt(1 - beta) (lesson 04), one with the true noise eps, one with the guess
-eps_hat. So KL is a constant plus the squared distance of the means over 2 beta, and xt cancels:
+The chain takes x to noise, xt = a x + s eps (lesson 02). The model p comes back from noise: its
+step from xt is a Gaussian of variance beta around a mean mu, which a net finds. It is good if
+-log p(x) is small for data x. Nobody can sum over all ways back to x. But -log is convex, so
+-log p(x) is at most the mean of log q(way | x) - log p(way) over the chain's ways q (Jensen).
+This bound (minus the ELBO) is a sum over t of KL divergences, of q(x_(t-1) | xt, x), the step back
+if x were known, to the model's. The first is Gaussian, too, and lesson 04 finds its mean:
+(xt - beta / s eps) / sqrt(1 - beta). Let mu be the same with a guess eps_hat for eps. The KL of
+Gaussians is |difference of means|^2 / (2 beta) + a constant of their widths, and xt cancels:
     KL at t = constant + w |eps_hat - eps|^2,    w = beta / (2 (1 - beta) s^2).
 L_simple drops w, which costs nats, the unit of -log p. But w is large near t = 1 only, on noise
-that no eye sees; without it the effort goes to middle times, where pictures take shape (in two
-dimensions only the price is seen). Why not ask for x or mu? Both are c0 xt + c1 eps. Solve for
-eps, and the net's error is divided by c1, about .01 for x at t = 1 and for mu at every t: there
-the target is almost a copy of xt, and no net copies that exactly.
+that no eye sees; without it more effort goes to times where pictures take shape (not seen in 2D).
+Why eps, not x or mu? All are c0 xt + c1 eps, and solving for eps divides the net's error by c1,
+about .01 for mu at every t, and for x at t = 1, where a plain error of x hardly looks.
 C1 A net that learns eps by L_simple loses less than a nat to the best possible bound.
 C2 Dropping w costs nats.    C3 A plain squared error on x or on mu costs far more.
 RUN    python 03_elbo.py                (6 seconds; click on the net whose samples to see)
@@ -25,7 +26,6 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.widgets import RadioButtons
 from torch import nn
-
 # --- knobs
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--target", choices=["eps", "x", "mu"], default="eps", help="x and mu break C1")
@@ -95,10 +95,10 @@ nets = {}
 nets["mu"] = train_target(1 / root, -beta / (s * root), one, abar, args.iters, args.seed)
 nets["x"] = train_target(1 / a, -s / a, one, abar, args.iters, args.seed)  # xt = a x + s eps
 nets["eps"] = train_target(zero, one, one, abar, args.iters, args.seed)  # L_simple
-# with odds of w the mean loss is the bound, as with a factor w, and its gradients are calmer
+# t drawn with odds w: the mean loss is as with a factor w, but its gradients are calmer
 nets["eps with w"] = train_target(zero, one, w, abar, args.iters, args.seed)
 
-# --- measure: how far each net's bound lies above that of the best guess, E[eps | xt]
+# --- measure: w |eps_hat - E[eps | xt]|^2, how far a net is above the best possible bound
 t = torch.arange(1, T + 1).repeat_interleave(64)  # (64 T,)
 x = (MU + STD * torch.randn(64, 2)).repeat(T, 1)  # one from each Gaussian, the same at every t
 eps = torch.randn(64, 2).repeat(T, 1)  # (64 T, 2)
@@ -108,7 +108,7 @@ best = exact_means(xt, a[t], s[t])[1]
 # --- figure
 fig, (chart, left, right) = plt.subplots(1, 3, figsize=(13, 4.8), width_ratios=[1.5, 1, 1])
 fig.subplots_adjust(left=0.06, right=0.98, bottom=0.25, wspace=0.15)
-radio = RadioButtons(plt.axes([0.81, 0.01, 0.1, 0.16]), list(nets))
+radio = RadioButtons(plt.axes([0.81, 0.01, 0.1, 0.16]), list(nets))  # mu is the first
 nats = {}
 for name, colour in zip(nets, ("tab:red", "tab:purple", "tab:blue", "tab:orange")):
     square = (nets[name](xt, t) - best).square().sum(1)  # over both dimensions
@@ -129,7 +129,7 @@ def draw(name, ax=right):
     near = (off < 4 * STD).float().mean()  # .9997 of the data are that near
     ax.clear()
     ax.plot(*two_moons(1000).T, ".", color="0.7", ms=2)
-    ax.plot(*xt.T, ".", color="tab:blue" if near > 0.9 else "tab:red", ms=3)  # 1 in 10 off
+    ax.plot(*xt.T, ".", color="tab:blue" if near > 0.9 else "tab:red", ms=3)
     ax.set(title=f"{name}: {near:.0%} near data (grey)", aspect="equal", xlim=(-3, 3), ylim=(-3, 3))
     fig.canvas.draw_idle()
 

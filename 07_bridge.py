@@ -12,8 +12,8 @@ xt = a x_hat + s eps_hat. A step of DDIM mixes the two anew at the next level. O
 Euler's step along x_hat - eps_hat, the mean velocity that carries noise to data (lesson 06); on any
 path v = a' x_hat + s' eps_hat. At eta = 1 part of eps_hat is drawn anew: DDPM's chain (lesson 04).
 C1 One net, trained on the arc alone, carries noise to the data on the arc and on the chord.
-C2 In 10 steps eta = 0 ends nearer to the data than eta = 1: few steps leave fresh noise behind.
-C3 On the chord -eps_hat / s is the score, the slope of log p(xt): for one x alone it is -eps / s.
+C2 In 10 steps eta = 0 ends nearer to the data than eta = 1, whose fresh noise takes more to mend.
+C3 -eps_hat / s is the score, the slope of log p(xt): -eps / s for one x, and its mean for all.
 RUN    python 07_bridge.py             (6 seconds)
 BREAK  python 07_bridge.py --forget    xt is not divided by r, the chord misses: C1 and C3 fail
 PAPER  Song, Meng, Ermon 2020 (DDIM), arXiv 2010.02502, equations 12 and 16"""
@@ -57,13 +57,13 @@ def find_noise(net, xt, a, s, forget):
     """eps_hat (B, 2) in xt (B, 2) at any level; a and s are single numbers or (B, 1)."""
     r = 1 if forget else (a**2 + s**2).sqrt()  # the std of xt; on the arc it is 1
     phi = torch.atan2(s, a).expand(len(xt), 1)  # a : s as an angle, 0 is data, pi / 2 is noise
-    rest = net(torch.cat([xt / r, phi], 1))
-    return phi.sin() * xt / r + phi.cos() * rest  # pure noise is xt: errors shrink with a
+    v_sh = net(torch.cat([xt / r, phi], 1))  # xt / r = cos x + sin eps; v_sh = cos eps - sin x
+    return phi.sin() * xt / r + phi.cos() * v_sh  # so this is eps, and errors shrink near noise
 
 def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
     """From xt (B, 2) at the level (a, s) to the next level (a2, s2)."""
     x_hat = (xt - s * eps_hat) / a
-    fresh = eta * s2 * (1 - (a * s2 / (a2 * s)) ** 2).sqrt()  # equation 16; eta = 1: lesson 04
+    fresh = eta * s2 * (1 - (a * s2 / (a2 * s)) ** 2).sqrt()  # equation 16, any path
     kept = (s2**2 - fresh**2).sqrt()  # kept and fresh noise together have the std s2
     return a2 * x_hat + kept * eps_hat + fresh * torch.randn_like(xt)  # equation 12
 
@@ -90,7 +90,7 @@ def train_on_arc(iters):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    print(f"{iters} iterations, loss {loss:.3f} (the lowest possible: .229)")
+    print(f"{iters} iterations, loss {loss:.3f} (of the exact E[eps | xt]: .229)")
     return net.requires_grad_(False)
 
 # --- measure
@@ -130,8 +130,8 @@ def draw(_):
         ax.axis((-2.8, 2.8, -2.8, 2.8))
         ax.set(title=f"{path.__name__}: {distance:.4f} from the data (grey)", aspect="equal")
         panels[0].plot(*levels.T, "ko-", ms=4)
-    for level in levels:  # the chord's, as it came last
-        panels[0].plot(*torch.stack([level, level / level.norm()]).T, "0.7")  # the norm is r
+    for a, s in arc(steps.val):  # rays of one ratio a : s
+        panels[0].plot([0, a], [0, s], color="0.8")
     panels[0].set(title="DDPM's arc = chord / r", xlabel="a, share of data", ylabel="s, of noise")
 draw(None)
 for slider in (steps, eta, forget):
