@@ -9,10 +9,10 @@ A velocity v(xt, t) carries noise along it if nobody appears or vanishes on the 
 rises, just as much must flow in. This is the continuity equation, d p/dt = -div(p v).
 Each pair flows with x - eps. All that flows through a place is p times the MEAN of the velocities
 of the lines that cross there, so the path obeys the equation with v = E[x - eps | xt].
-On real data nobody can take this mean: through a place we have one line at most. But of all
-answers to many targets, the mean has the least squared error. So show a net one pair's x - eps at
-a time (the easy loss), not v (the impossible one). The easy loss is larger by the spread of the
-targets around v. No net changes this floor, so both losses have the same gradient.
+On real data nobody can take this mean: through a place we have one line at most. But the mean is
+the answer of least squared error. So show a net one pair's x - eps at a time (the easy loss), not
+v (the impossible one). The easy loss is larger by the spread of the targets around v; no net can
+change that, so both losses have the same gradient.
 C1 The mean obeys the equation. C2 The easy loss has the gradient of the impossible one.
 C3 The learned velocity carries noise to the places where the exact one carries it.
 RUN    python 05_cfm.py             (6 seconds; slider: share of eps in the target)
@@ -61,7 +61,7 @@ def mean_target(xt, t, share=1):
 def continuity(v, xt, t):
     """Rise d p/dt and inflow -div(p v), (B,) each, at places xt (B, 2) and times t (B, 1)."""
     xt, t = xt.clone().requires_grad_(), t.clone().requires_grad_()
-    p, x_hat, eps_hat = moons_at(xt, t)
+    p = moons_at(xt, t)[0]
     flow = p[:, None] * v(xt, t)  # (B, 2)
     rise = torch.autograd.grad(p.sum(), t, retain_graph=True)[0][:, 0]  # p[i] needs row i alone
     dx = torch.autograd.grad(flow[:, 0].sum(), xt, retain_graph=True)[0][:, 0]
@@ -106,7 +106,8 @@ x, eps, t = torch.cat([x, -x]), torch.cat([eps, -eps]), torch.cat([t, t])  # the
 xt = t * x + (1 - t) * eps  # are the moons: so much of the noise in the gradients cancels
 target, mean = x - args.share * eps, mean_target(xt, t, args.share)
 untrained = train_mean(args.share, 0)  # both losses of one net, at the same points
-easy, hard = gradient(untrained, xt, t, target), gradient(untrained, xt, t, mean)
+easy = gradient(untrained, xt, t, target)
+hard = gradient(untrained, xt, t, mean)
 gap = (easy - hard).norm() / hard.norm()  # C2
 x, eps, xt, t = x[:2000], eps[:2000], xt[:2000], t[:2000]  # enough from here on
 rise, inflow = continuity(lambda xt, t: mean_target(xt, t, args.share), xt, t)
@@ -116,25 +117,24 @@ landed = carry(lambda xt, t: net(torch.cat([xt, t], 1)), eps)
 off = (landed - carry(mean_target, eps)).norm(dim=1).mean()  # C3
 
 # --- figure
-fig, axes = plt.subplots(1, 3, figsize=(12, 4.6), gridspec_kw={"bottom": 0.2, "right": 0.99})
+fig, axes = plt.subplots(1, 3, figsize=(12, 4.3), subplot_kw={"box_aspect": 1})
 slider = plt.Slider(plt.axes([0.2, 0.03, 0.5, 0.03]), "share", 0, 1, valinit=0, valstep=0.1)
-
 def draw(share):
     v = lambda xt, t: mean_target(xt, t, share)
     rise, inflow = continuity(v, xt, t)
     for ax in axes:
         ax.clear()
-        ax.set(aspect="equal", xlim=(-3, 3), ylim=(-3, 3))
+        ax.axis([-3, 3, -3, 3])
     axes[0].plot(rise, inflow, "C3.", ms=3)
     axes[0].plot(*continuity(mean_target, xt, t), "k.", ms=3)  # the exact v
-    axes[0].set(xlabel="rise of the density", ylabel="inflow (red: E[x - share eps | xt])")
+    axes[0].set(xlabel="rise of the density", ylabel="inflow (red: E[x - share eps | xt], black: v)")
     axes[1].plot(*x.T, "C7.", ms=2)
     axes[1].plot(*carry(v, eps).T, "C3.", ms=2)
     axes[1].set_title("where the red field carries noise")
     axes[2].plot(*x.T, "C7.", ms=2)
     axes[2].plot(*landed.T, "C0." if off < 0.15 else "C3.", ms=2)
     axes[2].set_title(f"where the net carries it ({off:.2f} off exact)")
-draw(0)  # as it opens, the broken field
+draw(0)
 slider.on_changed(draw)
 fig.savefig("05_cfm.png", dpi=120)
 
