@@ -55,8 +55,8 @@ def exact_means(xt, a, s):
     """E[x | xt] and E[eps | xt] of the moons, (B, 2) each, for xt = a x + s eps; a, s (B, 1)."""
     var = (a * STD) ** 2 + s**2  # of xt around a mu, if its x came from the Gaussian at mu
     square = (xt[:, None] - a[:, None] * MU).square().sum(2)  # (B, 64)
-    centre = (-square / (2 * var)).softmax(1) @ MU.to(xt)  # (B, 2), mean of where x may come from
-    pull = (xt - a * centre) / var
+    centre = (-square / (2 * var)).softmax(1) @ MU.to(xt)  # by Bayes, mean centre (B, 2)
+    pull = (xt - a * centre) / var  # x in one Gaussian: mu + a STD^2 (xt - a mu) / var
     return centre + a * STD**2 * pull, s * pull
 
 # --- train

@@ -49,8 +49,8 @@ def moons_at(xt, t):
     var = (t * STD) ** 2 + (1 - t) ** 2  # of xt around t mu, if its x came from the Gaussian at mu
     square = (xt[:, None] - t[:, None] * MU).square().sum(2)  # (B, 64)
     log_gauss = -square / (2 * var) - (2 * torch.pi * var).log()
-    centre = log_gauss.softmax(1) @ MU  # (B, 2), mean of the centres it may come from
-    pull = (xt - t * centre) / var  # x given xt in one Gaussian: mu + t STD^2 (xt - t mu) / var
+    centre = log_gauss.softmax(1) @ MU  # by Bayes, mean centre (B, 2)
+    pull = (xt - t * centre) / var  # x in one Gaussian: mu + t STD^2 (xt - t mu) / var
     return log_gauss.exp().mean(1), centre + t * STD**2 * pull, (1 - t) * pull
 
 def mean_target(xt, t, share=1):
@@ -102,8 +102,8 @@ def gradient(net, xt, t, target):
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, net.parameters())])
 
 x, eps, t = two_moons(25_000), torch.randn(25_000, 2), torch.rand(25_000, 1)
-x, eps, t = torch.cat([x, -x]), torch.cat([eps, -eps]), torch.cat([t, t])  # the moons mirrored
-xt = t * x + (1 - t) * eps  # are the moons: so much of the noise in the gradients cancels
+x, eps, t = torch.cat([x, -x]), torch.cat([eps, -eps]), torch.cat([t, t])  # C2 needs little noise:
+xt = t * x + (1 - t) * eps  # the mirrored moons are the moons, and odd terms cancel
 target, mean = x - args.share * eps, mean_target(xt, t, args.share)
 untrained = train_mean(args.share, 0)  # both losses of one net, at the same points
 easy = gradient(untrained, xt, t, target)
@@ -127,7 +127,7 @@ def draw(share):
         ax.axis([-3, 3, -3, 3])
     axes[0].plot(rise, inflow, "C3.", ms=3)
     axes[0].plot(*continuity(mean_target, xt, t), "k.", ms=3)  # the exact v
-    axes[0].set(xlabel="rise of the density", ylabel="inflow (red: E[x - share eps | xt], black: v)")
+    axes[0].set(xlabel="rise of the density", ylabel="inflow; red: E[x - share eps | xt]")
     axes[1].plot(*x.T, "C7.", ms=2)
     axes[1].plot(*carry(v, eps).T, "C3.", ms=2)
     axes[1].set_title("where the red field carries noise")
@@ -142,7 +142,7 @@ fig.savefig("05_cfm.png", dpi=120)
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
-claim("C1", "share of d p/dt that does not flow in (10 % slow: .1)", left, "<", 1e-10)
+claim("C1", "share of d p/dt that does not flow in (v 10 % too slow: .1)", left, "<", 1e-10)
 claim("C2", "easy minus impossible gradient, as a share of it", gap, "<", 0.1)
 claim("C3", "mean distance to the exact ends (a moon is .13 wide)", off, "<", 0.15)
 print("figure: 05_cfm.png")

@@ -57,9 +57,9 @@ def find_noise(net, xt, a, s, forget):
     """eps_hat (B, 2) in xt (B, 2) at any level; a and s are single numbers or (B, 1)."""
     r = 1 if forget else (a**2 + s**2).sqrt()  # the std of xt; on the arc it is 1
     phi = torch.atan2(s, a).expand(len(xt), 1)  # a : s as an angle, 0 is data, pi / 2 is noise
-    v_sh = net(torch.cat([xt / r, phi], 1))  # xt / r = cos x + sin eps; v_sh = cos eps - sin x
-    return phi.sin() * xt / r + phi.cos() * v_sh  # so this is eps, and errors shrink near noise
-
+    # xt / r = cos(phi) x + sin(phi) eps; the net finds v_sh = cos(phi) eps - sin(phi) x
+    v_sh = net(torch.cat([xt / r, phi], 1))  # "v-prediction": its errors shrink near noise
+    return phi.sin() * xt / r + phi.cos() * v_sh
 def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
     """From xt (B, 2) at the level (a, s) to the next level (a2, s2)."""
     x_hat = (xt - s * eps_hat) / a
@@ -143,7 +143,7 @@ def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
 claim("C1", "40 steps, distance, arc or chord (noise: .05)", max(arc_40, chord_40), "<", 0.008)
-claim("C2", "10 steps, distance with eta = 0 (right: eta = 1)", eta_0, "<", eta_1)
+claim("C2", "10 steps, distance with eta = 0 (bound: with eta = 1)", eta_0, "<", eta_1)
 claim("C3", "squared error of the score (of a score of 0: 2.3)", missed, "<", 0.02)
 print("figure: 07_bridge.png")
 if plt.get_backend().lower() != "agg":  # no window without a display
