@@ -72,7 +72,7 @@ def train_target(c0, c1, odds, abar, iters, seed):
 
     optimizer = torch.optim.Adam(net.parameters())
     for i in range(iters):
-        optimizer.param_groups[0]["lr"] = 0.01 * (1 - i / iters)  # large steps find, small settle
+        optimizer.param_groups[0]["lr"] = 0.01 * (1 - i / iters)  # large steps first, then small
         x, eps = two_moons(512), torch.randn(512, 2)
         t = 1 + odds[1:, 0].multinomial(512, replacement=True)  # t = 0 is never drawn
         xt = abar[t].sqrt() * x + (1 - abar[t]).sqrt() * eps
@@ -113,7 +113,7 @@ nats = {}
 for name, colour in zip(nets, ("tab:red", "tab:purple", "tab:blue", "tab:orange")):
     square = (nets[name](xt, t) - best).square().sum(1)  # over both dimensions
     lost = (w[t, 0] * square).view(T, 64).mean(1)  # (T,), in nats
-    nats[name] = lost.sum().item()
+    nats[name] = lost.sum().item()  # C1, C2, C3
     chart.loglog(t[::64], lost, color=colour, label=f"{name}: {nats[name]:.2f}")
 chart.set(xlabel="t (1: data, 1000: noise)", ylabel="nats lost at t", title="the price of each net")
 chart.legend(title="nats lost at all t")

@@ -5,14 +5,14 @@
 """04 Ancestral sampling: from noise back to data, one Gaussian step at a time.
 The chain of lesson 02 leads from data x at t = 0 to noise at t = T: xt = a x + s eps, with a^2 =
 abar[t] and s^2 = 1 - abar[t]. A point is at xt: where was it, xu, at an earlier time u? If x were
-known, Bayes' rule would multiply two Gaussians: x leads to xu, and xu leads to xt. The product
-is a Gaussian again. Its mean mixes x and xt, and its variance, beta-tilde, is less than beta, the
-variance of the noise that the chain adds from u to t. But x is not known. The net's x_hat stands
-in, the mean of all x that may be behind xt. The true x scatters around it, so xu scatters by more
-than beta-tilde. If the data are one point, beta-tilde is right; if they are N(0, I), beta is; the
-moons are nearer to N(0, I). A step must add this noise: the means alone draw the cloud together,
-and nothing spreads it again. And it must be short: a long way back, xu may be on one moon or on
-the other, which is no Gaussian. So many steps are needed, and each waits for the one before.
+known, Bayes' rule would multiply two Gaussians: x leads to xu, and xu leads to xt. The product is
+a Gaussian again. Its mean mixes x and xt. Its variance is beta-tilde, less than beta, the variance
+of the noise that the chain adds from u to t, since x and xt together tell more than xt alone.
+But x is not known. The net's x_hat stands in, the mean of all x that may be behind xt. The true x
+scatters around it, so xu scatters by more than beta-tilde. If the data are one point, nothing
+scatters, and beta-tilde is right. If they are N(0, I), so is xu, and beta is right; the moons are
+nearer to that. A step must add such noise: means alone draw the cloud together. And it must be
+short: a long way back, xu may be on one moon or the other, which is no Gaussian. Hence many steps.
 C1 100 steps (--steps, --var) end as near to the data as 1000.  C2 In 10, beta beats beta-tilde.
 RUN    python 04_ancestral.py               (7 seconds)
 BREAK  python 04_ancestral.py --var zero    one small spot: C1 fails; so it does with --steps 3
@@ -52,7 +52,7 @@ def schedule(T):
     return beta, (1 - beta).cumprod(0)
 
 def bayes(xt, x, t, u, abar):
-    """Mean (B, 2) of xu given xt and x (B, 2), u < t; then beta and beta-tilde, (1,) each."""
+    """Mean of xu given xt and x, (B, 2) each, u < t; then beta and beta-tilde, (1,) each."""
     beta = 1 - abar[t] / abar[u]  # of the whole stride; the schedule's beta[t] if u = t - 1
     # precisions add: 1 / beta_tilde = 1 / (1 - abar[u]) from x + (1 - beta) / beta from xt
     beta_tilde = beta * (1 - abar[u]) / (1 - abar[t])
@@ -77,9 +77,9 @@ def train_eps(abar, iters):
     """Learn the noise in xt at t = 1 .. T of a schedule abar[t]. Returns eps_hat(xt, t), t (B,)."""
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
                         nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
-    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95))
+    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95))  # a short memory
     for i in range(iters):
-        optimizer.param_groups[0]["lr"] = 0.03 * (1 - i / iters)  # large steps find, small settle
+        optimizer.param_groups[0]["lr"] = 0.03 * (1 - i / iters)  # large steps first, then small
         x, eps = two_moons(1024), torch.randn(1024, 2)
         t = torch.randint(1, len(abar), (1024,))
         xt = abar[t].sqrt() * x + (1 - abar[t]).sqrt() * eps  # equation 4: any t, no loop
@@ -101,15 +101,15 @@ def energy_distance(x, y):
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # diverged, or nan
 
 def mean_distance(eps_net, abar, n_steps, var, draws):
-    """Energy distance of 1500 samples to data, mean over draws. Data to data: 0 +- .0014, once."""
+    """Energy distance of 1500 samples to data, mean over draws. Data score 0 +- .0014 a draw."""
     samples = ancestral(eps_net, torch.randn(1500 * draws, 2), abar, n_steps, var)
     return sum(energy_distance(x, two_moons(1500)) for x in samples.split(1500)) / draws
 
-full = mean_distance(eps_net, abar, 1000, "beta", 1)  # one draw, as it takes long: +- .0014
-chosen = mean_distance(eps_net, abar, args.steps, args.var, 6)  # chance: +- .0006
+full = mean_distance(eps_net, abar, 1000, "beta", 1)  # one draw, as it takes long
+chosen = mean_distance(eps_net, abar, args.steps, args.var, 6)  # C1
 STEPS = [5, 10, 20, 100]
 by_beta = [mean_distance(eps_net, abar, n, "beta", 2) for n in STEPS]
-by_tilde = [mean_distance(eps_net, abar, n, "beta-tilde", 2) for n in STEPS]
+by_tilde = [mean_distance(eps_net, abar, n, "beta-tilde", 2) for n in STEPS]  # C2
 noise, real = torch.randn(2000, 2), two_moons(2000)
 whole = min(timeit.repeat(lambda: ancestral(eps_net, noise, abar, 10, "beta"), number=1))
 calls = min(timeit.repeat(lambda: eps_net(noise, torch.ones(2000)), number=10))
@@ -131,7 +131,7 @@ def draw(_):
     distance = energy_distance(x, real)
     cloud.clear()
     cloud.scatter(*real.T, s=2, c="0.7")
-    cloud.scatter(*x.T, s=2, c="tab:blue" if distance < 0.05 else "tab:red")  # noise scores .05
+    cloud.scatter(*x.T, s=2, c="tab:blue" if distance < 0.05 else "tab:red")  # noise: .05
     cloud.set(title=f"data (grey), {steps.val} steps: distance {distance:.4f}", aspect="equal")
     fig.canvas.draw_idle()
 draw(None)
@@ -143,8 +143,8 @@ fig.savefig("04_ancestral.png", dpi=120)
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
-claim("C1", f"distance, {args.steps} steps minus 1000", chosen - full, "<", 0.006)  # chance: .0015
-claim("C2", "10 steps, beta-tilde minus beta", by_tilde[1] - by_beta[1], ">", 0.006)  # .0014
+claim("C1", f"{args.steps} steps minus 1000 (chance +- .0015)", chosen - full, "<", 0.006)
+claim("C2", "10, beta-tilde minus beta (+- .0014)", by_tilde[1] - by_beta[1], ">", 0.006)
 print("figure: 04_ancestral.png")
 if plt.get_backend().lower() != "agg":  # no window without a display
     plt.show()

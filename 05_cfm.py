@@ -80,9 +80,9 @@ def train_mean(share, iters):
     """Learn E[x - share eps | xt] from one pair at a time. Returns a net, (B, 3) -> (B, 2)."""
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
                         nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
-    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95))
+    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95))  # a short memory
     for i in range(iters):
-        optimizer.param_groups[0]["lr"] = 0.03 * (1 - i / iters)  # large steps find, small settle
+        optimizer.param_groups[0]["lr"] = 0.03 * (1 - i / iters)  # large steps first, then small
         x, eps, t = two_moons(1024), torch.randn(1024, 2), torch.rand(1024, 1)
         xt = t * x + (1 - t) * eps
         target = x - share * eps
@@ -102,7 +102,7 @@ def gradient(net, xt, t, target):
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, net.parameters())])
 
 x, eps, t = two_moons(25_000), torch.randn(25_000, 2), torch.rand(25_000, 1)
-x, eps, t = torch.cat([x, -x]), torch.cat([eps, -eps]), torch.cat([t, t])  # C2 needs little noise:
+x, eps, t = torch.cat([x, -x]), torch.cat([eps, -eps]), torch.cat([t, t])  # less noise in C2:
 xt = t * x + (1 - t) * eps  # the mirrored moons are the moons, and odd terms cancel
 target, mean = x - args.share * eps, mean_target(xt, t, args.share)
 untrained = train_mean(args.share, 0)  # both losses of one net, at the same points

@@ -79,9 +79,9 @@ def train_on_arc(iters):
     """Learn to find the noise at DDPM's 1000 levels. Returns the net, (B, 3) -> (B, 2)."""
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
                         nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
-    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95))
+    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95))  # a short memory
     for i in range(iters):
-        optimizer.param_groups[0]["lr"] = 0.03 * (1 - i / iters)  # large steps find, small settle
+        optimizer.param_groups[0]["lr"] = 0.03 * (1 - i / iters)  # large steps first, then small
         x, eps = two_moons(1024), torch.randn(1024, 2)
         a, s = ARC[torch.randint(1, 1001, (1024,))].split(1, dim=1)  # (1024, 1) each
         xt = a * x + s * eps
@@ -101,16 +101,16 @@ def energy_distance(x, y):
 net = train_on_arc(args.iters)
 noise, real = torch.randn(2500, 2), two_moons(2500)
 arc_40 = energy_distance(walk_path(net, noise, arc(40), 0, args.forget), real)
-chord_40 = energy_distance(walk_path(net, noise, chord(40), 0, args.forget), real)
+chord_40 = energy_distance(walk_path(net, noise, chord(40), 0, args.forget), real)  # C1
 eta_0 = energy_distance(walk_path(net, noise, arc(10), 0, args.forget), real)
-eta_1 = energy_distance(walk_path(net, noise, arc(10), 1, args.forget), real)
+eta_1 = energy_distance(walk_path(net, noise, arc(10), 1, args.forget), real)  # C2
 a = s = torch.tensor(0.5)  # halfway on the chord, where r is smallest
 xt = (a * real + s * noise).requires_grad_()
 var = (a * STD) ** 2 + s**2  # p(xt) is the moons' 64 Gaussians, moved by a and widened by s
 log_p = (-torch.cdist(xt, a * MU) ** 2 / (2 * var)).logsumexp(1)  # (B,), but for a constant
 exact = torch.autograd.grad(log_p.sum(), xt)[0]  # (B, 2), slope of log p(xt)
 score = -find_noise(net, xt, a, s, args.forget) / s  # the mean over all x in question
-missed = (score - exact).square().mean().item()
+missed = (score - exact).square().mean().item()  # C3
 
 # --- figure
 fig, (panels, bars) = plt.subplots(2, 3, figsize=(12, 4.6), height_ratios=[15, 1], layout="tight")

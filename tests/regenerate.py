@@ -86,10 +86,9 @@ def with_seconds(text, seconds):
 
 
 def with_example(text, printed):
-    """The README with the first and the last line of training and the claims of `06_euler.py --steps 5`."""
-    lines, n = printed.rstrip().split("\n"), len(claims(printed))
-    block = [lines[0], "...", lines[-n - 1], *lines[-n:]]
-    return re.sub(r"^    first .*\n(    .*\n)+", "".join(f"    {line}\n" for line in block), text, flags=re.M)
+    """The README with what `06_euler.py --steps 5` prints."""
+    block = f"```\n{printed.rstrip()}\n```"
+    return re.sub(r"^```\n\d+ iterations.*?\n```$", lambda _: block, text, flags=re.M | re.S)
 
 
 def with_ranges(text, name, seeds, texts):

@@ -35,7 +35,7 @@ def screen():
 
 
 @pytest.mark.parametrize("name, widgets", [
-    ("01_problem", 1), ("06_euler", 2), ("09_knobs", 1), ("13_unified", 1)])
+    ("01_problem", 1), ("02_ddpm_forward", 2), ("06_euler", 1), ("07_bridge", 3), ("09_knobs", 1), ("13_unified", 1)])
 def test_mouse_and_close(screen, tmp_path, name, widgets):
     command = [sys.executable, __file__, str(ROOT / f"{name}.py"), "--iters", "50"]
     done = subprocess.run(command, cwd=tmp_path, env=screen, capture_output=True, text=True, timeout=120)
