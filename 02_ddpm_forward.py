@@ -117,6 +117,7 @@ BOX = {"aspect": "equal", "xlim": (-4, 4), "ylim": (-4, 4)}
 radio.set_active(["gauss", "uniform"].index(args.noise))
 
 def draw(_):
+    torch.manual_seed(args.seed)  # the same draws in every picture
     T = int(length.val)
     beta, abar = schedule(T)
     path = simulate(two_moons(2500), beta, radio.value_selected)
@@ -131,7 +132,6 @@ def draw(_):
     axes[4].plot(*first.T, ".", color="tab:red" if gap > 0.04 else "0.6", ms=2)
     axes[4].set(title=f"noise in step 1: gap {gap:.3f}", **BOX)
     fig.canvas.draw_idle()
-
 draw(None)
 length.on_changed(draw)
 radio.on_clicked(draw)

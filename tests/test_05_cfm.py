@@ -1,4 +1,4 @@
-"""Lesson 05: velocity, continuity equation and both losses by other roads, bent paths, wrong targets, the window, the break."""
+"""Lesson 05: velocity, continuity equation and both losses by other roads, bent paths, wrong targets, window, break."""
 import contextlib
 import io
 import math
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import paste
+from matplotlib.colors import same_color
 
 NAME = "05_cfm"
 
@@ -172,13 +173,14 @@ def test_density_and_means_are_the_plain_sums_over_64_gaussians(piece):
 
 def test_path_begins_as_noise_ends_as_data_and_loses_nobody_on_the_way(piece):
     for t in (0.0, 0.3, 0.7, 1.0):
-        xy, area = moons.grid(7, 0.04)
+        xy, area = moons.grid(6.5, 0.1)
         p = piece.moons_at(torch.tensor(xy), torch.full((len(xy), 1), t))[0].numpy()
         assert abs(p.sum() * area - 1) < 1e-6
         if t == 0:
             assert np.abs(p - np.exp(-(xy**2).sum(1) / 2) / (2 * math.pi)).max() < 1e-12
         if t == 1:
-            assert np.abs(p - moons.parts(xy, 1.0, 0.0)[0]).max() < 1e-10
+            with np.errstate(invalid="ignore"):  # far from both moons p is 0
+                assert np.abs(p - moons.parts(xy, 1.0, 0.0)[0]).max() < 1e-10
 
 
 def test_samples_have_the_moments_of_the_density(piece):
@@ -271,19 +273,13 @@ def test_density_and_velocity_of_the_bent_path_are_finite_differences():
     assert rise.abs().mean() > 0.01 and (rise - inflow).abs().max() < 1e-10
 
 
-def test_the_mean_obeys_the_equation_on_the_curved_path_of_ddpm():
-    """a = sin(pi t / 2), s = cos(pi t / 2) have a^2 + s^2 = 1; with the velocity of the straight path .3 and more is left."""
+def test_the_mean_obeys_the_equation_on_the_curved_path_of_ddpm_and_the_straight_velocity_does_not(piece):
+    """a = sin(pi t / 2), s = cos(pi t / 2) have a^2 + s^2 = 1. The straight path's velocity leaves .3 and more."""
     quarter = torch.pi / 2
     path, v = on_path(lambda t: (quarter * t).sin(), lambda t: (quarter * t).cos(),
                       lambda t: quarter * (quarter * t).cos(), lambda t: -quarter * (quarter * t).sin())
     for i in range(1, 10):
-        assert left(path, v, *lattice(i / 10)) < 1e-10
-        assert left(path, path.continuity.__globals__["mean_target"] if False else straight_velocity, *lattice(i / 10)) > 0.1
-
-
-def straight_velocity(xt, t):
-    _, x_hat, eps_hat = moons.parts(xt.detach().numpy(), t.detach().numpy(), 1 - t.detach().numpy())
-    return torch.tensor(x_hat - eps_hat)
+        assert left(path, v, *lattice(i / 10)) < 1e-10 and left(path, piece.mean_target, *lattice(i / 10)) > 0.2
 
 
 def test_a_velocity_ten_percent_too_slow_leaves_exactly_a_tenth_and_no_velocity_leaves_all(piece):
@@ -293,7 +289,7 @@ def test_a_velocity_ten_percent_too_slow_leaves_exactly_a_tenth_and_no_velocity_
 
 def test_the_mean_of_any_function_over_the_crowd_moves_as_the_velocity_says(piece):
     """d/dt E f(xt) = E[grad f(xt) . v(xt)]: the left side by differences in t, both by sums on a grid."""
-    xy, area = moons.grid(6, 0.05)
+    xy, area = moons.grid(6, 0.1)
     xt, t, h = torch.tensor(xy), torch.full((len(xy), 1), 0.4), 1e-4
     p, v = piece.moons_at(xt, t)[0], piece.mean_target(xt, t)
     for f in (lambda x, y: x**2 + y**2, lambda x, y: torch.sin(2 * x) * y, lambda x, y: torch.exp(x - y**2)):
@@ -352,36 +348,36 @@ def test_mirrored_data_are_data_so_that_mirrored_pairs_are_pairs():
 
 
 def test_mirrored_pairs_leave_less_than_half_of_the_gradient_gap(piece):
-    """Means of ten untrained nets: a quarter."""
+    """Means of eight untrained nets: a quarter."""
     gaps = {True: [], False: []}
     torch.manual_seed(9)
-    for _ in range(10):
+    for _ in range(8):
         net = piece.train_mean(1, 0)
         for mirrored in gaps:
-            x, eps, t, xt = pairs(piece, 20_000, mirrored)
+            x, eps, t, xt = pairs(piece, 10_000, mirrored)
             hard = piece.gradient(net, xt, t, piece.mean_target(xt, t))
             gaps[mirrored].append(((piece.gradient(net, xt, t, x - eps) - hard).norm() / hard.norm()).item())
-    assert np.mean(gaps[True]) < 0.5 * np.mean(gaps[False]) and max(gaps[True]) < 0.1
+    assert np.mean(gaps[True]) < 0.5 * np.mean(gaps[False])
 
 
 def test_the_gradient_towards_a_wrong_target_is_a_third_and_more_away(piece):
-    """Of the length of the right one, for E[x - xt | xt]; .7 and more for E[x | xt]; the easy one is .03 away at most."""
-    for seed in (1, 2, 3, 4):
+    """Of the length of the right one, for E[x - xt | xt]; .7 and more for E[x | xt]; the easy one is .04 away at most."""
+    for seed in (1, 2, 3):
         torch.manual_seed(seed)
-        net, (x, eps, t, xt) = piece.train_mean(1, 0), pairs(piece, 50_000)
+        net, (x, eps, t, xt) = piece.train_mean(1, 0), pairs(piece, 20_000)
         data, v = piece.mean_target(xt, t, 0), piece.mean_target(xt, t)
         easy, hard, towards_data, towards_rest = (piece.gradient(net, xt, t, goal) for goal in (x - eps, v, data, data - xt))
-        assert (easy - hard).norm() < 0.06 * hard.norm()
+        assert (easy - hard).norm() < 0.1 * hard.norm()
         assert (easy - towards_rest).norm() > 0.25 * hard.norm() and (easy - towards_data).norm() > 0.5 * hard.norm()
 
 
 def test_gradient_of_a_single_pair_has_three_times_the_variance_of_the_impossible_one(piece):
     """3.0 to 3.3 in an untrained net: the mean square of x - eps, 2, over that of v, .64, is 3.15."""
     torch.manual_seed(10)
-    net, (x, eps, t, xt) = piece.train_mean(1, 0), pairs(piece, 1500)
+    net, (x, eps, t, xt) = piece.train_mean(1, 0), pairs(piece, 1000)
     variance = []
     for goal in (x - eps, piece.mean_target(xt, t)):
-        single = torch.stack([piece.gradient(net, xt[i:i + 1], t[i:i + 1], goal[i:i + 1]) for i in range(1500)])
+        single = torch.stack([piece.gradient(net, xt[i:i + 1], t[i:i + 1], goal[i:i + 1]) for i in range(1000)])
         variance.append(single.var(0).sum().item())
     assert 2.4 < variance[0] / variance[1] < 4
 
@@ -408,14 +404,14 @@ def test_twice_the_iterations_are_within_one_percent_of_the_best_loss(longer, pi
 
 def test_the_learned_field_carries_noise_as_near_to_the_data_as_the_exact_one(ns, longer, piece):
     """Energy distance to the data, less the exact field's from the same noise: within .001, where noise itself has .05."""
-    script, twice, exact = distances(piece, (as_field(ns.net), longer, piece.mean_target), draws=6)
+    script, twice, exact = distances(piece, (as_field(ns.net), longer, piece.mean_target), draws=5)
     assert abs(twice - exact) < 0.001 and abs(script - exact) < 0.0015 and abs(exact) < 0.002
 
 
 def test_fifty_steps_of_the_exact_field_are_so_small_that_they_do_not_show(piece):
     """They end .02 from where 400 end, less than half of what the net is off, and as near to the data."""
     torch.manual_seed(12)
-    noise, real = torch.randn(2500, 2), piece.two_moons(2500)
+    noise, real = torch.randn(1500, 2), piece.two_moons(1500)
     ends, fine = piece.carry(piece.mean_target, noise), noise
     for i in range(400):
         fine = fine + piece.mean_target(fine, torch.full_like(noise[:, :1], i / 400)) / 400
@@ -432,15 +428,15 @@ def test_a_field_one_percent_wrong_still_leaves_a_fifth_of_the_equation(longer, 
 
 
 def test_what_the_learned_field_leaves_lies_in_small_patches_of_either_sign(longer, piece):
-    """In squares of 1.3 a quarter and less of it remains, and a wrong target leaves more than half there."""
+    """Summed over squares of 1.3 a side, .14 to .28 of it remains; of what E[x | xt] leaves .6 remains."""
     xt, t = lattice(0.6)
 
     def remains(v):
         rise, inflow = piece.continuity(v, xt, t)
         rest = (rise - inflow).detach().view(53, 53)[:52, :52]
         return (rest.view(4, 13, 4, 13).sum((1, 3)).abs().sum() / rest.abs().sum()).item()
-    print(remains(longer), remains(lambda xt, t: piece.mean_target(xt, t, 0)), remains(lambda xt, t: piece.mean_target(xt, t, 0) - xt))
-    assert remains(longer) < 0.4
+
+    assert remains(longer) < 0.45 and remains(lambda xt, t: piece.mean_target(xt, t, 0)) > 0.5
 
 
 def test_the_mean_of_x_minus_xt_is_the_velocity_braked_by_1_minus_t_and_leaves_t(piece):
@@ -451,39 +447,39 @@ def test_the_mean_of_x_minus_xt_is_the_velocity_braked_by_1_minus_t_and_leaves_t
         assert left(piece, lambda xt, t: piece.mean_target(xt, t, 0), xt, column) > 0.5
 
 
-def test_a_wrong_target_is_wrong_by_94_and_43_hundredths_of_v_square(mean_square):
-    """E[x | xt] and E[x - xt | xt], taken for a velocity."""
-    assert abs(mean_square["data - v"] / mean_square["v"] - 0.94) < 0.02
-    assert abs(mean_square["data - xt - v"] / mean_square["v"] - 0.43) < 0.02
+def test_a_wrong_target_is_wrong_by_93_and_41_hundredths_of_v_square(mean_square):
+    """E[x | xt] and E[x - xt | xt], taken for a velocity: .932 and .408, by sums on grids."""
+    assert abs(mean_square["data - v"] / mean_square["v"] - 0.932) < 0.003
+    assert abs(mean_square["data - xt - v"] / mean_square["v"] - 0.408) < 0.003
 
 
 def test_a_wrong_target_ends_at_energy_distances_of_a_quarter_and_six_hundredths(piece):
     """The exact fields of E[x | xt] and E[x - xt | xt]: .24 to .27 and .05 to .07."""
     data, rest = distances(piece, (lambda xt, t: piece.mean_target(xt, t, 0),
-                                   lambda xt, t: piece.mean_target(xt, t, 0) - xt), draws=3)
+                                   lambda xt, t: piece.mean_target(xt, t, 0) - xt), draws=2)
     assert abs(data - 0.25) < 0.04 and abs(rest - 0.06) < 0.02
 
 
 def test_no_loss_shows_the_wrong_target(broken, piece, mean_square):
-    """The net of the break is as near to the floor of its own loss, .47, as the right one to 1.36, and far from v."""
+    """The net of the break is within half a percent of the floor of its own loss, .467, and .94 of v^2 away from v; the same
+    net minus xt, which answers E[x - xt | xt], is .41 away."""
     floor = (moons.CENTRES**2).mean() + moons.WIDTH**2 - mean_square["data"]
     v = as_field(broken.ns.net)
-    print(floor, excess(piece, v, 0) / floor, excess(piece, v) / mean_square["v"])
-    assert 1 < 1 + excess(piece, v, 0) / floor < 1.015
-    assert abs(excess(piece, v) / mean_square["v"] - 0.94) < 0.1
+    assert abs(floor - 0.4674) < 0.001 and 1 < 1 + excess(piece, v, 0) / floor < 1.015
+    assert abs(excess(piece, v) / mean_square["v"] - 0.935) < 0.04
+    assert abs(excess(piece, lambda xt, t: v(xt, t) - xt) / mean_square["v"] - 0.41) < 0.04
 
 
-def test_a_bent_path_trains_as_well():
-    """400 iterations on xt = t^2 x + (1 - t)^2 eps: (error / v)^2 below .03, a floor below 1, and exact ends on the data."""
-    piece, v = bent()
-    pasted = paste(NAME, "two_moons", "train_mean", "carry")
+def test_a_bent_path_trains_as_well(piece):
+    """400 iterations on xt = t^2 x + (1 - t)^2 eps: (error / v)^2 .008, a floor of .60; the exact field ends at .003."""
+    v = bent()[1]
     torch.manual_seed(0)
-    net = pasted.train_mean(1, 0)
+    net = piece.train_mean(1, 0)
     optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95))
     for i in range(401):
         optimizer.param_groups[0]["lr"] = 0.03 * (1 - i / 400)
         n = 1024 if i < 400 else 20_000  # the last ones measure
-        x, eps, t = pasted.two_moons(n), torch.randn(n, 2), torch.rand(n, 1)
+        x, eps, t = piece.two_moons(n), torch.randn(n, 2), torch.rand(n, 1)
         xt, target = t**2 * x + (1 - t) ** 2 * eps, 2 * t * x - 2 * (1 - t) * eps
         v_hat = net(torch.cat([xt, t], 1))
         if i < 400:
@@ -491,9 +487,8 @@ def test_a_bent_path_trains_as_well():
             (v_hat - target).square().mean().backward()
             optimizer.step()
     best = v(xt, t)
-    print((v_hat - best).square().mean() / best.square().mean(), (best - target).square().mean(), distances(pasted, (v, as_field(net)), 2))
-    assert (v_hat - best).square().mean() < 0.03 * best.square().mean() and (best - target).square().mean() < 1
-    assert distances(pasted, (v,), 2)[0] < 0.01
+    assert (v_hat - best).square().mean() < 0.03 * best.square().mean()
+    assert abs((best - target).square().mean() - 0.6) < 0.05 and distances(piece, (v,), 2)[0] < 0.01
 
 
 # --- the window and the break
@@ -501,7 +496,7 @@ def test_a_bent_path_trains_as_well():
 
 def test_slider_turns_the_broken_field_into_the_exact_one_and_back(ns):
     def state():
-        """Share of d p/dt that the red field leaves, that the black one leaves, mean distance of red ends to the exact ones."""
+        """Shares of d p/dt that the red and the black field leave; mean distance of the red ends to the exact ones."""
         red, black = (line.get_xydata() for line in ns.axes[0].lines)
         rest = [np.abs(np.subtract(*dots.T)).mean() / np.abs(dots[:, 0]).mean() for dots in (red, black)]
         ends = ns.axes[1].lines[1].get_xydata()
@@ -509,7 +504,7 @@ def test_slider_turns_the_broken_field_into_the_exact_one_and_back(ns):
 
     before = state()
     assert before[0] > 0.5 and before[1] < 1e-10 and before[2] > 0.5
-    assert ns.axes[0].lines[0].get_color() == "C3" and ns.axes[0].lines[1].get_color() == "k"
+    assert same_color(ns.axes[0].lines[0].get_color(), "C3") and same_color(ns.axes[0].lines[1].get_color(), "k")
     ns.slider.set_val(0.5)
     try:
         half = state()
@@ -523,20 +518,20 @@ def test_slider_turns_the_broken_field_into_the_exact_one_and_back(ns):
 
 def test_break(broken, run):
     assert broken.claims() == {"C1": False, "C2": True, "C3": False}
-    colours = [r.ns.axes[2].lines[1].get_color() for r in (run, broken)]
-    assert colours == ["C0", "C3"] and broken.ns.off > 0.7 and 0.5 < broken.ns.left < 1
-    assert f"{run.ns.off:.2f}" in run.ns.axes[2].get_title()
+    assert broken.ns.off > 0.7 and 0.5 < broken.ns.left < 1
+    for r, colour in ((run, "C0"), (broken, "C3")):
+        assert same_color(r.ns.axes[2].lines[1].get_color(), colour) and f"{r.ns.off:.2f}" in r.ns.axes[2].get_title()
 
 
-@pytest.mark.parametrize("share", ["0.5", "0.9", "1.1"])
-def test_every_wrong_share_fails_the_equation_and_keeps_the_gradient(lesson, share):
-    run = lesson(NAME, "--share", share, "--iters", "20")
+def test_a_share_of_nine_tenths_fails_the_equation_and_keeps_the_gradient(lesson):
+    run = lesson(NAME, "--share", "0.9", "--iters", "20")
     assert not run.claims()["C1"] and run.claims()["C2"]
 
 
 def test_fifty_iterations_blur(lesson):
     run = lesson(NAME, "--iters", "50")
-    assert run.claims() == {"C1": True, "C2": True, "C3": False} and run.ns.axes[2].lines[1].get_color() == "C3"
+    assert run.claims() == {"C1": True, "C2": True, "C3": False}
+    assert same_color(run.ns.axes[2].lines[1].get_color(), "C3")
 
 
 def test_same_seed_same_numbers_and_another_seed_others(lesson):
@@ -545,11 +540,13 @@ def test_same_seed_same_numbers_and_another_seed_others(lesson):
 
 
 def test_what_is_measured_before_training_does_not_depend_on_its_length(run, lesson):
-    rows = [[row for row in text.splitlines() if row[6:8] in ("C1", "C2")] for text in (run.text, lesson(NAME, "--iters", "20").text)]
+    texts = run.text, lesson(NAME, "--iters", "20").text
+    rows = [[row for row in text.splitlines() if row[6:8] in ("C1", "C2")] for text in texts]
     assert len(rows[0]) == 2 and rows[0] == rows[1]
 
 
 @pytest.mark.parametrize("flags", [
-    ("--iters", "0"), ("--iters", "-3"), ("--iters", "2.5"), ("--seed", "-1"), ("--share", "x"), ("--target", "data"), ("--bend", "2")])
+    ("--iters", "0"), ("--iters", "-3"), ("--iters", "2.5"), ("--seed", "-1"), ("--share", "x"), ("--target", "data"),
+    ("--bend", "2")])
 def test_bad_flags_end_in_one_line(refused, flags):
     assert flags[0] in refused(NAME, *flags)

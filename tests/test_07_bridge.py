@@ -51,7 +51,8 @@ def arc_of(t):
 
 
 PATHS = {  # (a, s) at t
-    "arc": arc_of, "chord": lambda t: (t, 1 - t), "quarter circle": lambda t: ((math.pi / 2 * t).sin(), (math.pi / 2 * t).cos()),
+    "arc": arc_of, "chord": lambda t: (t, 1 - t),
+    "quarter circle": lambda t: ((math.pi / 2 * t).sin(), (math.pi / 2 * t).cos()),
     "exploding": lambda t: (1 + 0 * t, 20 ** (1 - 2 * t)), "bent": lambda t: (t**2, (1 - t) ** 1.5)}
 
 
@@ -78,6 +79,15 @@ def test_the_arc_is_nearly_lesson_02s_and_begins_at_data(ns):
     assert (ns.ARC.square().sum(1) - 1).abs().max() < 1e-6 and ns.ARC[0].tolist() == [1, 0]
     t = 1 - torch.arange(1001) / 1000
     assert (ns.ARC - torch.stack(arc_of(t), 1)).abs().max() < 0.01  # the chain in continuous time
+
+
+def test_two_moons_are_64_narrow_gaussians_of_mean_variance_1(ns):
+    mirror = np.linalg.norm(ns.MU.numpy()[:, None] - moons.CENTRES, axis=2)
+    assert max(mirror.min(0).max(), mirror.min(1).max()) < 1e-6 and abs(ns.STD - moons.WIDTH) < 1e-9
+    x = ns.two_moons(100_000)
+    near = torch.cdist(x, ns.MU).argmin(1)
+    assert abs(x.var(0).mean().item() - 1) < 0.015 and x.mean(0).abs().max() < 0.03
+    assert abs(near.bincount(minlength=64).float().std().item() / 1562.5) < 0.2  # the two ends catch a few more
 
 
 @pytest.mark.parametrize("n_steps", [1, 3, 20, 50, 1000])
@@ -112,7 +122,7 @@ def test_v_is_ddpms_ode_where_the_score_is_minus_eps_over_s():
     t = torch.linspace(0.02, 0.98, 200, dtype=torch.float64)[:, None]
     a, s, a1, s1 = levels_and_rates(arc_of, t)
     xt = a * x + s * eps
-    for noise in (eps, exact(xt, a[..., None], s[..., None])[1] if False else -eps.flip(0)):  # algebra: any eps
+    for noise in (eps, eps.flip(0)):  # algebra: any eps
         v = a1 / a * (xt - s * noise) + s1 * noise
         assert (10 * (1 - t) * (xt - noise / s) - v).abs().max() < 1e-10
 
@@ -208,8 +218,7 @@ def test_the_exact_score_of_c3_is_bayes_rule(ns):
     assert np.abs(ns.exact.numpy() - score).max() < 1e-3
     xy, area = moons.grid(4, 0.05)
     p, _, eps_hat = moons.parts(xy, 0.5, 0.5)
-    zero = (p * (eps_hat / 0.5) ** 2 @ np.ones((2, 1)) / 2 if False else p * ((eps_hat / 0.5) ** 2).mean(1)).sum() * area
-    assert abs(zero - 2.3) < 0.05  # what a score of 0 scores
+    assert abs((p * ((eps_hat / 0.5) ** 2).mean(1)).sum() * area - 2.3) < 0.05  # what a score of 0 scores
 
 
 def test_for_one_x_alone_the_score_is_minus_eps_over_s():
@@ -298,7 +307,7 @@ CALLS = (5, 10, 14, 20, 28, 40, 80)
 
 @pytest.fixture(scope="module")
 def table(ns):
-    """Energy distance after CALLS calls of the one net, mean of four draws; and the calls to .005, between the columns."""
+    """Energy distance after CALLS calls of the one net, mean of two draws; and the calls to .005, between the columns."""
     torch.manual_seed(5)
     walks = {"eta 1": lambda z, n: ns.walk_path(ns.net, z, ns.arc(n), 1, False),
              "eta .5": lambda z, n: ns.walk_path(ns.net, z, ns.arc(n), 0.5, False),
@@ -307,12 +316,11 @@ def table(ns):
              "beta": lambda z, n: upper_chain(ns, z, ns.arc(n))}
     rows, calls = {}, {}
     for name, walk in walks.items():
-        row = [np.mean([ns.energy_distance(walk(z, n), real) for z, real in clouds()]) for n in CALLS]
+        row = [np.mean([ns.energy_distance(walk(z, n), real) for z, real in clouds(draws=2)]) for n in CALLS]
         i = next(i for i, value in enumerate(row) if value < 0.005)
         logs = np.log(np.maximum(row[i - 1:i + 1], 1e-5))
         calls[name] = np.exp(np.interp(-np.log(0.005), -logs, np.log(CALLS[i - 1:i + 1])))
         rows[name] = dict(zip(CALLS, row))
-    print(rows, calls)
     return rows, calls
 
 
@@ -329,7 +337,8 @@ def test_the_less_fresh_noise_the_nearer_to_the_data_in_5_to_20_steps(table):
         assert rows["chord"][n] < rows["eta 0"][n] < rows["eta 1"][n]
     for n in (5, 10):
         assert rows["eta 0"][n] < rows["eta .5"][n] < rows["eta 1"][n]
-    for name, at_5, at_10 in [("eta 1", 0.099, 0.027), ("eta .5", 0.067, 0.014), ("eta 0", 0.062, 0.011), ("chord", 0.020, 0.004)]:
+    for name, at_5, at_10 in [
+            ("eta 1", 0.099, 0.027), ("eta .5", 0.067, 0.014), ("eta 0", 0.062, 0.011), ("chord", 0.020, 0.004)]:
         assert abs(rows[name][5] - at_5) < 0.015 and abs(rows[name][10] - at_10) < 0.3 * at_10 + 0.002
 
 
@@ -343,16 +352,15 @@ def test_80_steps_of_ddim_or_of_the_chord_leave_a_thousandth_at_most(table):
 
 def test_40_steps_of_ddim_are_as_good_as_all_1000_of_the_chain(ns, table):
     torch.manual_seed(6)
-    chain = np.mean([ns.energy_distance(ns.walk_path(ns.net, z, ns.arc(1000), 1, False), real) for z, real in clouds(draws=2)])
-    print("chain", chain)
+    chain = np.mean([ns.energy_distance(ns.walk_path(ns.net, z, ns.arc(1000), 1, False), real)
+                     for z, real in clouds(draws=2)])
     assert chain < 0.008 and table[0]["eta 0"][40] - chain < 0.005
 
 
 def test_ten_steps_with_fresh_noise_end_narrower_than_without_and_both_narrower_than_the_data(ns):
     """Variance along the moons: 1.5 in the data, 1.2 after ten steps of eta = 0, 1.0 after ten of eta = 1."""
     torch.manual_seed(7)
-    width = {eta: np.mean([ns.walk_path(ns.net, z, ns.arc(10), eta, False)[:, 0].var() for z, _ in clouds()]) for eta in (0, 1)}
-    print(width)
+    width = [np.mean([ns.walk_path(ns.net, z, ns.arc(10), eta, False)[:, 0].var() for z, _ in clouds()]) for eta in (0, 1)]
     assert abs(width[1] - 1.02) < 0.1 and abs(width[0] - 1.21) < 0.1
     assert width[1] < width[0] - 0.07 < 1.4 < pairs(10_000)[0][:, 0].var()
 
@@ -365,18 +373,18 @@ def test_the_squared_error_of_eps_at_random_levels_of_the_arc_is_below_five_thou
     best = moons.parts(xt.numpy(), a.numpy(), s.numpy())[2]
     learned = ns.find_noise(ns.net, xt.float(), a.float(), s.float(), False).double().numpy()
     error = ((learned - best) ** 2).mean()
-    print("error", error)
     assert 0 < error < 0.005 and 1 < 1 + error / ((best - eps.numpy()) ** 2).mean() < 1.02
 
 
-def test_on_the_chord_the_net_never_saw_it_finds_the_noise_as_well(ns):
-    for t in (0.1, 0.3, 0.5, 0.7, 0.9):
-        x, eps, _ = pairs(4000)
-        xt = t * x + (1 - t) * eps
-        a, s = torch.tensor([t, 1 - t])
-        learned = ns.find_noise(ns.net, xt.float(), a, s, False).double().numpy()
-        print(t, ((learned - moons.parts(xt.numpy(), t, 1 - t)[2]) ** 2).mean())
-        assert ((learned - moons.parts(xt.numpy(), t, 1 - t)[2]) ** 2).mean() < 0.01
+def test_on_the_chord_that_it_never_saw_the_net_finds_the_noise_to_a_hundredth(ns):
+    """Mean squared error of eps_hat at random t, .003 to .004; without the division by r it is .05 and more."""
+    x, eps, _ = pairs(10_000)
+    t = 0.02 + 0.96 * torch.rand(10_000, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    xt = t * x + (1 - t) * eps
+    best = moons.parts(xt.numpy(), t.numpy(), 1 - t.numpy())[2]
+    error = [((ns.find_noise(ns.net, xt.float(), t.float(), 1 - t.float(), forget).numpy() - best) ** 2).mean()
+             for forget in (False, True)]
+    assert error[0] < 0.01 and error[1] > 0.05
 
 
 def test_a_flow_matching_net_runs_as_a_ddpm(ns):
@@ -398,8 +406,7 @@ def test_a_flow_matching_net_runs_as_a_ddpm(ns):
     for n_steps, eta in ((200, 1), (40, 0)):
         got.append(np.mean([ns.energy_distance(ns.walk_path(net, z, ns.arc(n_steps), eta, False), real)
                             for z, real in clouds(draws=2)]))
-    print("flow", got)
-    assert max(got) < 0.005
+    assert got[0] < 0.01 and got[1] < 0.005
 
 
 def test_learning_the_noise_of_pairs_is_learning_the_score():
@@ -425,13 +432,12 @@ def test_learning_the_noise_of_pairs_is_learning_the_score():
             loss = (w * (piece.find_noise(net, xt, a, s, False) - target) ** 2).sum()
             grads[name] = grads[name] + torch.cat([g.flatten() for g in torch.autograd.grad(loss, net.parameters())])
     size = grads["score"].norm()
-    print("dsm", (grads["pairs"] - grads["score"]).norm() / size, (grads["half"] - grads["score"]).norm() / size, len(z))
     assert (grads["pairs"] - grads["score"]).norm() / size < 1e-4
     assert (grads["half"] - grads["score"]).norm() / size > 0.05
 
 
 def log_likelihood(velocity, x, n_steps):
-    """log p(x) in nats: along dx/dtau = velocity, from data (tau = 0) to N(0, I) (tau = 1), log p falls by the divergence."""
+    """log p(x) in nats: log p falls by the divergence along dx/dtau = velocity, from data (tau = 0) to N(0, I) (tau = 1)."""
     solver = paste("06_euler", "solve", "rk4")
 
     def rates(state, tau):
@@ -457,41 +463,44 @@ def along_the_chord(xt, tau):
     return eps_hat - x_hat
 
 
-def places(n=150):
-    """Data, and points where there are hardly any."""
-    return torch.cat([pairs(n, 9)[0], number([[0, 0], [0.7, 0.7], [-2, 1], [2.2, -0.3], [0, 1.2]])])
+def places():
+    """Points (1024, 2) of the moons, 4 x 4 around each centre, and their weights: sums over them are means over p_data."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(4)
+    z = np.stack(np.meshgrid(nodes, nodes), -1).reshape(-1, 2)
+    w = np.outer(weights, weights).ravel() / weights.sum() ** 2 / 64
+    return torch.tensor((moons.CENTRES[:, None] + moons.WIDTH * z).reshape(-1, 2)), np.tile(w, 64)
 
 
 @pytest.mark.parametrize("velocity", [along_the_arc, along_the_chord])
 def test_the_ode_tells_the_log_likelihood_of_every_point_on_both_paths(velocity):
-    x = places()
+    """To a thousandth of a nat, even where there are hardly any data; its mean is minus the entropy, -1.578."""
+    x, w = places()
+    empty = number([[0, 0], [0.7, 0.7], [-2, 1], [2.2, -0.3], [0, 1.2]])
+    x = torch.cat([x[:512], empty])  # of one moon: the other is its mirror image
     truth = np.log(moons.parts(x.numpy(), 1.0, 0.0)[0])
-    found = log_likelihood(velocity, x, 80).numpy()
-    coarse = log_likelihood(velocity, x, 40).numpy()
-    print(velocity.__name__, np.abs(found - truth).max(), np.abs(coarse - truth).max(), truth.min())
-    assert np.abs(found - truth).max() < 1e-3
+    found = log_likelihood(velocity, x, 100).numpy()
+    assert np.abs(found - truth).max() < 1e-3 and truth.min() < -10
+    assert abs(moons.entropy() - 1.578) < 0.001 and abs(2 * w[:512] @ found[:512] + moons.entropy()) < 0.003
 
 
-def test_the_nets_ode_tells_the_log_likelihood_and_its_mean_is_minus_the_entropy(ns):
-    """What the net adds is the velocity along the angle, so its divergence is all that is needed."""
-    net = copy.deepcopy(ns.net).double()
+def test_the_nets_ode_tells_the_mean_log_likelihood_to_a_tenth_of_a_nat(ns):
+    """What the net adds is the velocity along the angle. The data have .07 nats less by it than in truth."""
+    net, x = copy.deepcopy(ns.net).double(), pairs(4000, 10)[0]
 
     def velocity(xt, tau):
         return math.pi / 2 * net(torch.cat([xt, (math.pi / 2 * tau).expand(len(xt), 1)], 1))
 
-    x = pairs(4000, 10)[0]
-    truth = np.log(moons.parts(x.numpy(), 1.0, 0.0)[0])
-    found = log_likelihood(velocity, x, 30).numpy()
-    print("net", found.mean(), truth.mean(), (truth - found).mean(), np.abs(truth - found).mean(), np.median(np.abs(truth - found)))
-    print("net", (log_likelihood(velocity, x[:300], 60).numpy() - found[:300]).mean())
-    assert abs(moons.entropy() - 1.578) < 0.001
+    off = np.log(moons.parts(x.numpy(), 1.0, 0.0)[0]) - log_likelihood(velocity, x, 30).numpy()
+    assert 0.03 < off.mean() < 0.12 and np.median(np.abs(off)) < 0.3  # the mean is KL(p_data || p_net)
 
 
 # --- the window and the break
 
 
 def look(ns):
-    return [(float(ax.get_title().split()[1]), ax.lines[1].get_color(), ax.lines[1].get_xydata().copy()) for ax in ns.panels[1:]]
+    dots = [ax.lines[1] for ax in ns.panels[1:]]
+    scores = [float(ax.get_title().split()[1]) for ax in ns.panels[1:]]
+    return [(score, dot.get_color(), dot.get_xydata().copy()) for score, dot in zip(scores, dots)]
 
 
 def test_sliders_break_the_steps_and_the_chord_and_go_back(ns):
@@ -527,20 +536,19 @@ def test_sliders_break_the_steps_and_the_chord_and_go_back(ns):
 def test_break_forget(lesson, seed):
     """The arc, where r is 1, and C2 with it, stay as they are; the chord ends .07 and more from the data."""
     run = lesson(NAME, "--forget", "--iters", "400", "--seed", seed)
-    print(run.text)
     assert run.claims() == {"C1": False, "C2": True, "C3": False}
     assert [colour for _, colour, _ in look(run.ns)] == ["tab:blue", "tab:red"]
     assert run.ns.arc_40 < 0.02 and run.ns.chord_40 - run.ns.arc_40 > 0.05
 
 
-def test_a_net_of_50_iterations_blurs(lesson):
-    run = lesson(NAME, "--iters", "50")
-    print(run.text)
-    assert not run.claims()["C1"] and not run.claims()["C3"]
+def test_a_net_of_50_iterations_blurs(ns, lesson):
+    """Squared error of the score .017 to .045 (of 1300: .003 to .004), energy distance .007 to .014 (.001)."""
+    blurred = lesson(NAME, "--iters", "50").ns
+    assert blurred.missed > 2 * ns.missed and blurred.arc_40 > 0.003 + ns.arc_40
 
 
 def test_same_seed_same_numbers_and_another_seed_others(lesson):
-    texts = [lesson(NAME, "--iters", "20", *more).text for more in ((), ("--seed", "0"), ("--seed", "1"))]
+    texts = [lesson(NAME, "--iters", "50", *more).text for more in ((), ("--seed", "0"), ("--seed", "1"))]
     assert texts[0] == texts[1] != texts[2]
 
 

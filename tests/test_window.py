@@ -84,7 +84,8 @@ if __name__ == "__main__":
     show = plt.show
     def show_and_drive():  # the real show(), with the mouse at work inside its loop
         names, canvas = sys._getframe(1).f_globals, plt.gcf().canvas
-        events = drive(canvas, {n: w for n, w in names.items() if type(w).__name__ in ("RadioButtons", "Slider")})
+        found = {id(w): (n, w) for n, w in reversed(names.items()) if type(w).__name__ in ("RadioButtons", "Slider")}
+        events = drive(canvas, dict(found.values()))  # each once, though a loop may have named it again
         window = canvas.manager.window
 
         def tick(goes_on=False):
