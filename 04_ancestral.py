@@ -124,7 +124,7 @@ cost.semilogx(STEPS, by_beta, "o-", label=f"beta, 10 steps: {by_beta[1]:.3f}")
 cost.semilogx(STEPS, by_tilde, "o-", label=f"beta-tilde, 10 steps: {by_tilde[1]:.3f}")
 cost.axhline(full, color="k", ls="--", label="beta, 1000 steps")
 cost.set(xlabel="steps: 5, 10, 20, 100", ylabel="energy distance to the data")
-cost.legend(title="variance of a step's noise")
+cost.legend()
 
 def draw(_):
     x = ancestral(eps_net, noise, abar, int(steps.val), radio.value_selected)
