@@ -12,8 +12,8 @@ if x were known, to the model's. The first is Gaussian, too, and lesson 04 finds
 (xt - beta / s eps) / sqrt(1 - beta). Let mu be the same with a guess eps_hat for eps. The KL of
 Gaussians is |difference of means|^2 / (2 beta) + a constant of their widths, and xt cancels:
     KL at t = constant + w |eps_hat - eps|^2,    w = beta / (2 (1 - beta) s^2).
-L_simple drops w, which costs nats, the unit of -log p. But w is large near t = 1 only, on noise
-that no eye sees; without it more effort goes to times where pictures take shape (not seen in 2D).
+L_simple drops w, which costs nats, the unit of -log p. But w is largest near t = 1, on noise that
+no eye sees; without it more effort goes to times where pictures take shape (not seen in 2D).
 Why eps, not x or mu? All are c0 xt + c1 eps, and solving for eps divides the net's error by c1,
 about .01 for mu at every t, and for x at t = 1, where a plain error of x hardly looks.
 C1 A net that learns eps by L_simple loses less than a nat to the best possible bound.
@@ -142,7 +142,7 @@ fig.savefig("03_elbo.png", dpi=120)
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
-claim("C1", f"nats lost, target {args.target} (eps_hat = 0: 10)", nats[args.target], "<", 1)
+claim("C1", f"nats lost, target {args.target} (eps_hat = 0: 11)", nats[args.target], "<", 1)
 claim("C2", "nats that dropping w costs (+- .02)", nats["eps"] - nats["eps with w"], ">", 0.04)
 claim("C3", "nats lost by x or mu, the lesser (eps: .5)", min(nats["x"], nats["mu"]), ">", 5)
 print("figure: 03_elbo.png")

@@ -117,13 +117,13 @@ print(f"calls of the net take {calls / whole:.0%} of the sampling time")
 
 # --- figure
 fig, (cloud, cost) = plt.subplots(1, 2, figsize=(12, 4.8), width_ratios=[3, 2])
-fig.subplots_adjust(left=0.04, right=0.98, bottom=0.2)
+fig.subplots_adjust(right=0.98, bottom=0.2)
 steps = plt.Slider(plt.axes([0.1, 0.05, 0.3, 0.04]), "steps", 1, 200, valinit=args.steps, valstep=1)
 radio = RadioButtons(plt.axes([0.5, 0.01, 0.1, 0.13]), VARS, VARS.index(args.var))
 cost.semilogx(STEPS, by_beta, "o-", label=f"beta, 10 steps: {by_beta[1]:.3f}")
 cost.semilogx(STEPS, by_tilde, "o-", label=f"beta-tilde, 10 steps: {by_tilde[1]:.3f}")
 cost.axhline(full, color="k", ls="--", label="beta, 1000 steps")
-cost.set(xlabel="steps: 5, 10, 20, 100", ylabel="energy distance to the data")
+cost.set(xlabel="steps", ylabel="energy distance to the data")
 cost.legend()
 
 def draw(_):
@@ -131,8 +131,8 @@ def draw(_):
     distance = energy_distance(x, real)
     cloud.clear()
     cloud.scatter(*real.T, s=2, c="0.7")
-    cloud.scatter(*x.T, s=2, c="tab:blue" if distance < 0.05 else "tab:red")  # noise: .05
-    cloud.set(title=f"data (grey), {steps.val} steps: distance {distance:.4f}", aspect="equal")
+    cloud.scatter(*x.T, s=2, c="C0" if distance < 0.05 else "C3")  # noise scores .05
+    cloud.set(title=f"{steps.val} steps: {distance:.4f} from the data (grey)", aspect="equal")
     fig.canvas.draw_idle()
 draw(None)
 steps.on_changed(draw)
