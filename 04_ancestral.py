@@ -6,13 +6,14 @@
 The chain of lesson 02 leads from data x at t = 0 to noise at t = T: xt = a x + s eps, with a^2 =
 abar[t] and s^2 = 1 - abar[t]. A point is at xt: where was it, xu, at an earlier time u? If x were
 known, Bayes' rule would multiply two Gaussians: x leads to xu, and xu leads to xt. The product is
-a Gaussian again. Its mean mixes x and xt. Its variance is beta-tilde, less than beta, the variance
-of the noise that the chain adds from u to t, since x and xt together tell more than xt alone.
+a Gaussian again. Its mean is on_x x + on_xt xt. Its variance, beta-tilde, is smaller than beta,
+the variance of the noise that the chain adds from u to t.
 But x is not known. The net's x_hat stands in, the mean of all x that may be behind xt. The true x
-scatters around it, so xu scatters by more than beta-tilde. If the data are one point, nothing
-scatters, and beta-tilde is right. If they are N(0, I), so is xu, and beta is right; the moons are
-nearer to that. A step must add such noise: means alone draw the cloud together. And it must be
-short: a long way back, xu may be on one moon or the other, which is no Gaussian. Hence many steps.
+scatters around it, and xu with it: the right variance is beta-tilde + on_x^2 Var(x | xt). If all
+data are one point, Var(x | xt) is 0. If they are N(0, I), the sum is beta. The moons come nearer
+to beta (the tests say how near). Without any noise the cloud is drawn together, step by step, to
+its mean. And a step must be short: a long way back, xu may be on one moon or the other, which is
+no Gaussian. So many steps are needed, and each waits for the one before.
 C1 100 steps (--steps, --var) end as near to the data as 1000.  C2 In 10, beta beats beta-tilde.
 RUN    python 04_ancestral.py               (7 seconds)
 BREAK  python 04_ancestral.py --var zero    one small spot: C1 fails; so it does with --steps 3
@@ -54,7 +55,7 @@ def schedule(T):
 def bayes(xt, x, t, u, abar):
     """Mean of xu given xt and x, (B, 2) each, u < t; then beta and beta-tilde, (1,) each."""
     beta = 1 - abar[t] / abar[u]  # of the whole stride; the schedule's beta[t] if u = t - 1
-    # precisions add: 1 / beta_tilde = 1 / (1 - abar[u]) from x + (1 - beta) / beta from xt
+    # precisions add, 1 / beta_tilde = 1 / (1 - abar[u]) from x + (1 - beta) / beta from xt
     beta_tilde = beta * (1 - abar[u]) / (1 - abar[t])
     on_x = abar[u].sqrt() * beta / (1 - abar[t])  # equation 7
     on_xt = (1 - beta).sqrt() * (1 - abar[u]) / (1 - abar[t])
@@ -105,7 +106,7 @@ def mean_distance(eps_net, abar, n_steps, var, draws):
     samples = ancestral(eps_net, torch.randn(1500 * draws, 2), abar, n_steps, var)
     return sum(energy_distance(x, two_moons(1500)) for x in samples.split(1500)) / draws
 
-full = min(0.05, mean_distance(eps_net, abar, 1000, "beta", 1))  # noise scores .05; one draw
+full = min(0.05, mean_distance(eps_net, abar, 1000, "beta", 1))  # .05 (noise) if it diverged
 chosen = mean_distance(eps_net, abar, args.steps, args.var, 6)  # C1
 STEPS = [5, 10, 20, 100]
 by_beta = [mean_distance(eps_net, abar, n, "beta", 2) for n in STEPS]
