@@ -7,13 +7,12 @@ The chain of lesson 02 leads from data x at t = 0 to noise at t = T: xt = a x + 
 abar[t] and s^2 = 1 - abar[t]. A point is at xt: where was it, xu, at an earlier time u? If x were
 known, Bayes' rule would multiply two Gaussians: x leads to xu, and xu leads to xt. The product is
 a Gaussian again. Its mean is on_x x + on_xt xt. Its variance, beta-tilde, is smaller than beta,
-the variance of the noise that the chain adds from u to t.
-But x is not known. The net's x_hat stands in, the mean of all x that may be behind xt. The true x
-scatters around it, and xu with it: the right variance is beta-tilde + on_x^2 Var(x | xt). If all
-data are one point, Var(x | xt) is 0. If they are N(0, I), the sum is beta. The moons come nearer
-to beta (the tests say how near). Without any noise the cloud is drawn together, step by step, to
-its mean. And a step must be short: a long way back, xu may be on one moon or the other, which is
-no Gaussian. So many steps are needed, and each waits for the one before.
+that of the noise which the chain adds from u to t. But x is not known. The net's x_hat stands in,
+the mean of all x that may be behind xt. The true x scatters around it, and xu with it: the right
+variance is beta-tilde + on_x^2 Var(x | xt). If all data are one point, Var(x | xt) is 0. If they
+are N(0, I), the sum is beta. The moons come nearer to beta (the tests say how near). Without any
+noise the cloud is drawn together, step by step. And a step must be short: a long way back, xu may
+be on one moon or the other, which is no Gaussian. So many steps are needed, one after the other.
 C1 100 steps (--steps, --var) end as near to the data as 1000.  C2 In 10, beta beats beta-tilde.
 RUN    python 04_ancestral.py               (7 seconds)
 BREAK  python 04_ancestral.py --var zero    one small spot: C1 fails; so it does with --steps 3

@@ -5,12 +5,12 @@
 """06 Euler ODEs: from noise to data in a few steps, along a learned velocity.
 Join noise eps to data x by a line, xt = t x + (1 - t) eps: a point on it moves with x - eps.
 Many lines pass one place at one time; a net trained by squared error answers there with the
-mean of their velocities, v(xt, t). Noise that follows v is spread, at every t, as the points on
-the lines are (lesson 05 says why), so sampling means solving dx/dt = v(x, t) from t = 0 to 1.
-But v turns where lines of other directions join in, and a bent path needs many steps. Reflow
-trains again, on lines from each eps to the x that ITS path reached. Neighbours go nearly the
-same way, so the new lines run side by side. The loss measures it, being how much lines through
-one place disagree: 1.36 for random pairs, .0002 now. So v is constant on a line: ONE step will do.
+mean of their velocities, v(xt, t). Through each place v carries as much as all its lines, so noise
+that follows v is spread as their points are, at every t (lesson 05). To sample, solve the ODE
+dx/dt = v(x, t) from t = 0 to 1. Its paths bend where other lines join in; bends need many steps.
+Reflow trains again, on lines from each eps to the x that ITS path reached. Neighbours mostly go
+the same way, so these lines run side by side. The loss tells how well: it is the variance of the
+velocities at one place, 1.36 for random pairs, .0002 now. So v is constant: ONE step will do.
 C1 --steps Euler steps end closer to the data than the noise began.
 C2 After one reflow, ONE Euler step ends on the data.
 RUN    python 06_euler.py --steps 5    (6 seconds; --data FILE learns points of your own)
@@ -122,7 +122,7 @@ reflow = energy_distance(solve(second, noise, 1, euler)[-1], real)  # C2
 
 # --- figure
 fig, axes = plt.subplots(1, 4, sharex=True, sharey=True, figsize=(14, 4), layout="constrained")
-fig.suptitle(f"energy distance, samples (blue) to data (grey); red: noise is nearer, {before:.3f}")
+fig.suptitle(f"energy distance of samples (blue) to data (grey); noise {before:.3f}; right: reflow")
 slider = plt.Slider(plt.axes([0.4, 0.01, 0.2, 0.04]), "steps", 1, 50, valinit=args.steps, valstep=1)
 
 def draw(_):
