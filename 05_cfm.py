@@ -28,8 +28,8 @@ parser.add_argument("--share", type=float, default=1, help="target is x - share 
 parser.add_argument("--iters", type=int, default=800, help="of training; 50 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
 args = parser.parse_args()
-if args.iters < 1 or args.seed < 0:
-    parser.error("--iters must be 1 or more, --seed 0 or more")
+if not 0 <= args.share <= 1 or args.iters < 1 or args.seed < 0:
+    parser.error("--share must be 0 to 1, --iters 1 or more, --seed 0 or more")
 torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # nets this small are fastest on one core
 torch.set_default_dtype(torch.float64)  # 16 digits, so that C1 finds 0 or a mistake
