@@ -126,7 +126,7 @@ def draw(share):
         ax.clear()
         ax.axis([-3, 3, -3, 3])
     axes[0].plot(rise, inflow, "C3.", ms=3)
-    axes[0].plot(*continuity(mean_target, xt, t), "k.", ms=3)  # the exact v
+    axes[0].plot(*continuity(mean_target, xt, t), "k,")  # the exact v
     axes[0].set(xlabel="rise of the density", ylabel="inflow; red: E[x - share eps | xt]")
     axes[1].plot(*x.T, "C7.", ms=2)
     axes[1].plot(*carry(v, eps).T, "C3.", ms=2)
