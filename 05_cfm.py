@@ -117,7 +117,7 @@ landed = carry(lambda xt, t: net(torch.cat([xt, t], 1)), eps)
 off = (landed - carry(mean_target, eps)).norm(dim=1).mean()  # C3
 
 # --- figure
-fig, axes = plt.subplots(1, 3, figsize=(12, 4.3), subplot_kw={"box_aspect": 1})
+fig, axes = plt.subplots(1, 3, figsize=(12, 4.7), subplot_kw={"box_aspect": 1})
 slider = plt.Slider(plt.axes([0.2, 0.03, 0.5, 0.03]), "share", 0, 1, valinit=0, valstep=0.1)
 def draw(share):
     v = lambda xt, t: mean_target(xt, t, share)
@@ -126,8 +126,8 @@ def draw(share):
         ax.clear()
         ax.axis([-3, 3, -3, 3])
     axes[0].plot(rise, inflow, "C3.", ms=3)
-    axes[0].plot(*continuity(mean_target, xt, t), "k,")  # the exact v
-    axes[0].set(xlabel="rise of the density", ylabel="inflow; red: E[x - share eps | xt]")
+    axes[0].plot(*continuity(mean_target, xt, t), "k.")  # the exact v
+    axes[0].set(xlabel="rise of the density", ylabel="inflow: black v, red E[x - share eps | xt]")
     axes[1].plot(*x.T, "C7.", ms=2)
     axes[1].plot(*carry(v, eps).T, "C3.", ms=2)
     axes[1].set_title("where the red field carries noise")
