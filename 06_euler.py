@@ -61,7 +61,7 @@ def read_points(path):
             assert number == 1, f"row {number} is not a number: {line}"
     return points
 try:
-    points = torch.tensor(read_points(args.data)).float() if args.data else two_moons(20_000)
+    points = torch.tensor(read_points(args.data)).float() if args.data else two_moons(10_000)
     assert points.shape[1:] == (2,), f"found {points.shape[-1]} columns, two are needed"
     x = (points - points.mean(0)) / points.var(0).mean().sqrt()  # mean 0, mean variance 1
     assert x.isfinite().all(), "found points that are not finite, or all alike"

@@ -12,7 +12,7 @@ xt = a x_hat + s eps_hat. A step of DDIM mixes the two anew at the next level. O
 Euler's step along x_hat - eps_hat, the mean velocity that carries noise to data (lesson 06); on any
 path v = a' x_hat + s' eps_hat. At eta = 1 part of eps_hat is drawn anew: DDPM's chain (lesson 04).
 C1 One net, trained on the arc alone, carries noise to the data on the arc and on the chord.
-C2 In 10 steps eta = 0 ends nearer to the data than eta = 1, whose fresh noise takes more to mend.
+C2 In 10 steps eta = 0 ends nearer to the data than eta = 1, which loses more of their spread.
 C3 -eps_hat / s is the score, the slope of log p(xt): -eps / s for one x, and its mean for all.
 RUN    python 07_bridge.py             (6 seconds)
 BREAK  python 07_bridge.py --forget    xt is not divided by r, the chord misses: C1 and C3 fail
