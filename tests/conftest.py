@@ -94,6 +94,7 @@ def refused(tmp_path_factory):
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 with warnings.catch_warnings(record=True) as caught, pytest.raises(SystemExit) as stop:
                     warnings.simplefilter("always")
+                    warnings.simplefilter("ignore", ResourceWarning)  # the process ends, and closes its files
                     runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
         finally:
             os.chdir(before)
