@@ -260,9 +260,9 @@ def test_each_bad_file_gets_one_line_that_says_what_was_found(refused, tmp_path)
     expected = {"three.csv": "found 3 columns, two are needed", "one.csv": "found 1 columns, two are needed",
                 "word.csv": "row 17 is not a number", "ragged.csv": "expected sequence of length 2",
                 "empty.csv": "found 0 columns", "torn.png": "", "flat.npy": "columns, two are needed",
-                "x.json": "unknown ending, use .csv, .tsv, .txt, .npy, .png, .jpg", "nan.npy": "not finite, or all alike",
-                "inf.npy": "not finite, or all alike", "same.npy": "not finite, or all alike",
-                "white.png": "not finite, or all alike", "none.csv": "No such file"}
+                "x.json": "unknown ending, use .csv, .tsv, .txt, .npy, .png, .jpg", "nan.npy": "found no points, or not finite, or all alike",
+                "inf.npy": "found no points, or not finite, or all alike", "same.npy": "found no points, or not finite, or all alike",
+                "white.png": "found no points, or not finite, or all alike", "none.csv": "No such file"}
     for name, words in expected.items():
         said = refused(NAME, "--data", str(tmp_path / name))
         assert words in said and "--data" in said and len(said) < 200 + len(str(tmp_path)) * 2
