@@ -63,7 +63,7 @@ def read_points(path):
 try:
     points = torch.tensor(read_points(args.data)).float() if args.data else two_moons(10_000)
     assert points.shape[1:] == (2,), f"found {points.shape[-1]} columns, two are needed"
-    x = (points - points.mean(0)) / points.var(0).mean().sqrt()  # mean 0, mean variance 1
+    x = (points - points.mean(0)) / (points - points.mean(0)).square().mean().sqrt()
     assert len(x) and x.isfinite().all(), "found no points, or not finite, or all alike"
 except Exception as error:
     parser.error(f"--data {args.data}: {error}")

@@ -66,6 +66,7 @@ def lesson(tmp_path_factory):
             os.chdir(folder)
             sys.argv = [f"{name}.py", *flags]
             torch.set_grad_enabled(True)  # a lesson may end with gradients off, as its process ends too
+            dtype = torch.get_default_dtype()
             torch.set_default_dtype(torch.float32)  # or in double precision
             try:
                 with contextlib.redirect_stdout(text), warnings.catch_warnings():
@@ -74,7 +75,7 @@ def lesson(tmp_path_factory):
             finally:
                 os.chdir(before)
                 sys.argv = argv
-                torch.set_default_dtype(torch.float32)
+                torch.set_default_dtype(dtype)
             cache[key] = Run(ns=types.SimpleNamespace(**ns), text=text.getvalue(), folder=folder)
         return cache[key]
 

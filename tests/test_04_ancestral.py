@@ -466,7 +466,7 @@ def test_calls_of_the_net_take_most_of_the_time(run, ns):
 
 
 def state(ns):
-    return float(ns.cloud.get_title().split()[-1]), ns.cloud.collections[1].get_facecolor()[0]
+    return float(ns.cloud.get_title().split(": ")[1].split()[0]), ns.cloud.collections[1].get_facecolor()[0]
 
 
 def is_red(ns):
