@@ -93,7 +93,7 @@ def train_velocity(x, eps, iters):
     """Learn the mean velocity of the lines from eps[i] to x[i], (n, 2). Returns v(xt, t)."""
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
                         nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
-    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95))  # a short memory
+    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95), fused=True)  # short memory
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = 0.03 * (1 - i / iters)  # large steps first, then small
         pick, t = torch.randint(len(x), (1024,)), torch.rand(1024, 1)
