@@ -18,7 +18,7 @@ Why eps, not x or mu? All are c0 xt + c1 eps, and solving for eps divides the ne
 about .01 for mu at every t, and for x at t = 1, where a plain error of x hardly looks.
 C1 A net that learns eps by L_simple loses less than a nat to the best possible bound.
 C2 Dropping w costs nats.    C3 A plain squared error on x or on mu costs far more.
-RUN    python 03_elbo.py                (6 seconds; click on the net whose samples to see)
+RUN    python 03_elbo.py                (7 seconds; click on the net whose samples to see)
 BREAK  python 03_elbo.py --target mu    C1 is now about mu and fails; its samples scatter
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, equations 5 to 14 and table 2"""
 import argparse

@@ -13,7 +13,7 @@ the same way, so these lines run side by side. The loss tells how well: it is th
 velocities at one place, 1.36 for random pairs, .0002 now. So v is constant: ONE step will do.
 C1 --steps Euler steps end closer to the data than the noise began.
 C2 After one reflow, ONE Euler step ends on the data.
-RUN    python 06_euler.py --steps 5    (6 seconds; --data FILE learns points of your own)
+RUN    python 06_euler.py --steps 5    (8 seconds; --data FILE learns points of your own)
 BREAK  python 06_euler.py --steps 1    noise at t = 0 tells nothing of x: all go to the mean
 PAPER  Liu et al. 2022, arXiv 2209.03003, equation 1 (the loss) and algorithm 1 (reflow)"""
 import argparse

@@ -14,7 +14,7 @@ path v = a' x_hat + s' eps_hat. At eta = 1 part of eps_hat is drawn anew: DDPM's
 C1 One net, trained on the arc alone, carries noise to the data on the arc and on the chord.
 C2 In 10 steps eta = 0 ends nearer to the data than eta = 1, which loses more of their spread.
 C3 -eps_hat / s is the score, the slope of log p(xt): -eps / s for one x, and its mean for all.
-RUN    python 07_bridge.py             (6 seconds)
+RUN    python 07_bridge.py             (7 seconds)
 BREAK  python 07_bridge.py --forget    xt is not divided by r, the chord misses: C1 and C3 fail
 PAPER  Song, Meng, Ermon 2020 (DDIM), arXiv 2010.02502, equations 12 and 16"""
 import argparse
