@@ -10,7 +10,7 @@ that follows v is spread as their points are, at every t (lesson 05). To sample,
 dx/dt = v(x, t) from t = 0 to 1. Its paths bend where other lines join in; bends need many steps.
 Reflow trains again, on lines from each eps to the x that ITS path reached. Neighbours mostly go
 the same way, so these lines run side by side. The loss tells how well: it is the variance of the
-velocities at one place, 1.36 for random pairs, .0002 now. So v is constant: ONE step will do.
+velocities at one place, 1.36 for random pairs, .0003 now. So v is constant: ONE step will do.
 C1 --steps Euler steps end closer to the data than the noise began.
 C2 After one reflow, ONE Euler step ends on the data.
 RUN    python 06_euler.py --steps 5    (8 seconds; --data FILE learns points of your own)
