@@ -23,7 +23,8 @@ def parts(xt, a, s):
         p = p + like
         x_hat = x_hat + like * (mu + a * WIDTH**2 / var * off)
         eps_hat = eps_hat + like * s / var * off
-    return p[:, 0], x_hat / p, eps_hat / p
+    with np.errstate(invalid="ignore"):  # nan where p is 0 to the last digit
+        return p[:, 0], x_hat / p, eps_hat / p
 
 
 def grid(reach, step):
