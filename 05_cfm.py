@@ -102,8 +102,8 @@ def gradient(net, xt, t, target):
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, net.parameters())])
 
 x, eps, t = two_moons(25_000), torch.randn(25_000, 2), torch.rand(25_000, 1)
-x, eps, t = torch.cat([x, -x]), torch.cat([eps, -eps]), torch.cat([t, t])  # less noise in C2:
-xt = t * x + (1 - t) * eps  # the mirrored moons are the moons, and odd terms cancel
+x, eps, t = torch.cat([x, -x]), torch.cat([eps, -eps]), torch.cat([t, t])
+xt = t * x + (1 - t) * eps  # -moons are moons; mirrored pairs cancel noise in C2
 target, mean = x - args.share * eps, mean_target(xt, t, args.share)
 untrained = train_mean(args.share, 0)  # both losses of one net, at the same points
 easy = gradient(untrained, xt, t, target)

@@ -4,7 +4,7 @@
 # ///
 """07 Bridge: DDPM and flow matching are one object, so one net serves both.
 Both mix data and noise, xt = a x + s eps. DDPM takes its levels (a, s) from the arc a^2 + s^2 = 1,
-flow matching from the straight chord a + s = 1. Divide a point xt of the chord by its std,
+flow matching from the straight chord a + s = 1. Divide a point xt of the chord by
 r = sqrt(a^2 + s^2): now it lies on the arc, made of the same x and the same eps. So a net that
 finds the noise on the arc finds it on the chord, too: all it needs is xt / r and the ratio a : s.
 To sample, ask it for eps_hat, the mean of all noise that may be in xt, and call the rest data:
@@ -55,7 +55,7 @@ def chord(n_steps):
 
 def find_noise(net, xt, a, s, forget):
     """eps_hat (B, 2) in xt (B, 2) at any level; a and s are single numbers or (B, 1)."""
-    r = 1 if forget else (a**2 + s**2).sqrt()  # the std of xt; on the arc it is 1
+    r = 1 if forget else (a**2 + s**2).sqrt()  # on the arc it is 1
     phi = torch.atan2(s, a).expand(len(xt), 1)  # a : s as an angle, 0 is data, pi / 2 is noise
     # xt / r = cos(phi) x + sin(phi) eps; the net finds v_sh = cos(phi) eps - sin(phi) x
     v_sh = net(torch.cat([xt / r, phi], 1))  # "v-prediction": its errors shrink near noise
