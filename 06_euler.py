@@ -2,17 +2,16 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
-"""06 Euler ODEs: from noise to data in a few steps, along a learned velocity.
-Join noise eps to data x by a line, xt = t x + (1 - t) eps: a point on it moves with x - eps.
-Many lines pass one place at one time; a net trained by squared error answers there with the
-mean of their velocities, v(xt, t). Through each place v carries as much as all its lines, so noise
-that follows v is spread as their points are, at every t (lesson 05). To sample, solve the ODE
-dx/dt = v(x, t) from t = 0 to 1. Its paths bend where other lines join in; bends need many steps.
-Reflow trains again, on lines from each eps to the x that ITS path reached. Neighbours mostly go
-the same way, so these lines run side by side. The loss tells how well: it is the variance of the
-velocities at one place, 1.36 for random pairs, .0003 now. So v is constant: ONE step will do.
-C1 --steps Euler steps end closer to the data than the noise began.
-C2 After one reflow, ONE Euler step ends on the data.
+"""06 Euler ODEs: from noise to data in a few steps along a learned velocity.
+Join noise eps (t = 0) and data x (t = 1) by a line, xt = t x + (1 - t) eps. A point on it moves
+with x - eps. A net has to tell this velocity from xt and t. Many lines cross there, so its best
+answer is the mean of their velocities, v(xt, t) = E[x - eps | xt]. The mean is enough: noise that
+moves with v is spread, at every t, like the points on the lines (lesson 05 shows why).
+To sample, solve dx/dt = v(x, t). As t grows, xt says more of where it will end, so the mean turns
+and the path bends: a few straight steps miss the data. Reflow: follow v from each eps to the x that
+it reaches, and train a second net on these pairs. Two paths of v never meet at the same place and
+t. The lines between their ends hardly do, as a loss near 0 shows: along each of them v is constant.
+C1 --steps Euler steps end closer to the data than noise is. C2 ONE step after reflow: 10x closer.
 RUN    python 06_euler.py --steps 5    (8 seconds; --data FILE learns points of your own)
 BREAK  python 06_euler.py --steps 1    noise at t = 0 tells nothing of x: all go to the mean
 PAPER  Liu et al. 2022, arXiv 2209.03003, equation 1 (the loss) and algorithm 1 (reflow)"""
@@ -46,24 +45,24 @@ def two_moons(n):
 def read_points(path):
     """Two columns of a .csv, .tsv, .txt or .npy, or the dark pixels of a .png or .jpg: (n, 2)."""
     if path.endswith((".png", ".jpg")):
-        grey = np.atleast_3d(plt.imread(path))[..., :3].mean(2)
-        return np.argwhere(grey < grey.mean())[:, ::-1] * [1.0, -1.0]  # (right, up) in pixels
+        grey = np.atleast_3d(plt.imread(path))[:, :, :3].mean(2)  # of red, green and blue
+        return np.argwhere(grey < grey.mean())[:, ::-1] * [1, -1]  # (column, -row): right and up
     if path.endswith(".npy"):
         return np.load(path).astype(float)
-    if not path.endswith((".csv", ".tsv", ".txt")):
-        raise ValueError("unknown ending, use .csv, .tsv, .txt, .npy, .png, .jpg")
+    assert path.endswith((".csv", ".tsv", ".txt")), "not .csv, .tsv, .txt, .npy, .png or .jpg"
     points = []
     for number, line in enumerate(open(path, encoding="utf-8-sig").read().strip().splitlines(), 1):
-        comma = "." if "\t" in line or ";" in line else " "  # beside those, a decimal comma
+        comma = "." if "\t" in line or ";" in line else " "  # beside those, it is a decimal comma
         try:
             points.append([float(n) for n in line.replace(",", comma).replace(";", " ").split()])
-        except ValueError:  # only the first row may be words: a header
-            assert number == 1, f"row {number} is not a number: {line}"
+        except ValueError:
+            assert number == 1, f"row {number} is not a number: {line}"  # row 1 may be a header
     return points
 try:
-    points = torch.tensor(read_points(args.data)).float() if args.data else two_moons(10_000)
-    assert points.shape[1:] == (2,), f"found {points.shape[-1]} columns, two are needed"
-    x = (points - points.mean(0)) / (points - points.mean(0)).square().mean().sqrt()
+    x = torch.tensor(read_points(args.data)).float() if args.data else two_moons(10_000)
+    assert x.shape[1:] == (2,), f"found {x.shape[-1]} columns, two are needed"
+    mean, scale = x.mean(0), (x - x.mean(0)).square().mean().sqrt()
+    x = (x - mean) / scale  # own data come back as mean + scale * sample
     assert len(x) and x.isfinite().all(), "found no points, or not finite, or all alike"
 except Exception as error:
     parser.error(f"--data {args.data}: {error}")
@@ -79,7 +78,7 @@ def rk4(v, x, t, h):
     k2 = v(x + h / 2 * k1, t + h / 2)
     k3 = v(x + h / 2 * k2, t + h / 2)
     k4 = v(x + h * k3, t + h)
-    return x + h * (k1 + 2 * k2 + 2 * k3 + k4) / 6
+    return x + h * (k1 + 2 * k2 + 2 * k3 + k4) / 6  # Simpson's rule, the middle slope twice
 
 def solve(v, x, n_steps, step):
     """Carry x (B, D) from t = 0 to t = 1 in n_steps: the whole path, (n_steps + 1, B, D)."""
@@ -93,7 +92,7 @@ def train_velocity(x, eps, iters):
     """Learn the mean velocity of the lines from eps[i] to x[i], (n, 2). Returns v(xt, t)."""
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
                         nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
-    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95), fused=True)  # short memory
+    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95), fused=True)
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = 0.03 * (1 - i / iters)  # large steps first, then small
         pick, t = torch.randint(len(x), (1024,)), torch.rand(1024, 1)
@@ -105,7 +104,7 @@ def train_velocity(x, eps, iters):
         optimizer.step()
     print(f"{iters} iterations, loss {loss:.4f}")
     return lambda xt, t: net(torch.cat([xt, torch.full_like(xt[:, :1], t)], 1)).detach()
-eps = torch.randn_like(x)  # one for each x: fixed pairs, as they will be after reflow
+eps = torch.randn_like(x)  # one for each x: pairs at random, before reflow makes better ones
 first = train_velocity(x, eps, args.iters)
 reached = solve(first, eps, 10, rk4)[-1]  # 10 steps of RK4 are as good as exact
 second = train_velocity(reached, eps, args.iters)  # reflow
@@ -122,19 +121,20 @@ reflow = energy_distance(solve(second, noise, 1, euler)[-1], real)  # C2
 
 # --- figure
 fig, axes = plt.subplots(1, 4, sharex=True, sharey=True, figsize=(14, 4), layout="constrained")
-fig.suptitle(f"energy distance of samples (blue) to data (grey); noise {before:.3f}; right: reflow")
 slider = plt.Slider(plt.axes([0.4, 0.01, 0.2, 0.04]), "steps", 1, 50, valinit=args.steps, valstep=1)
 
-def draw(_):
-    for ax, v, step in zip(axes, [first, first, first, second], [euler, heun, rk4, euler]):
-        path = solve(v, noise, int(slider.val) if v is first else 1, step)  # reflow: one step
+def draw(n_steps):
+    panels = [("Euler", first, euler, n_steps), ("Heun", first, heun, n_steps),
+              ("RK4", first, rk4, n_steps), ("after reflow", second, euler, 1)]
+    for ax, (name, v, step, n) in zip(axes, panels):
+        path = solve(v, noise, int(n), step)
         distance = energy_distance(path[-1], real)
         ax.clear()
         ax.plot(*real.T, ".", color="0.7", ms=2)
         ax.plot(*path[-1].T, ".", color="tab:blue" if distance < before else "tab:red", ms=2)
-        ax.plot(path[:, :40, 0], path[:, :40, 1], "ko-", lw=0.6, ms=3, markevery=[0])
-        ax.set(title=f"{step.__name__}, {len(path) - 1} steps: {distance:.4f}", aspect="equal")
-draw(None)
+        ax.plot(path[:, :40, 0], path[:, :40, 1], "k-", lw=0.5)  # 40 paths, from noise to sample
+        ax.set(title=f"{name}: {distance:.4f} from data", aspect="equal", xlabel=f"{n} steps")
+draw(args.steps)
 slider.on_changed(draw)
 fig.savefig("06_euler.png", dpi=120)
 

@@ -39,7 +39,7 @@ def broken(lesson):
 
 @pytest.fixture(scope="module")
 def piece():
-    return paste(NAME, "two_moons", "moons_at", "mean_target", "continuity", "carry", "train_mean", "gradient")
+    return paste(NAME, "two_moons", "exact_means", "mean_target", "density", "continuity", "carry", "train_mean")
 
 
 @pytest.fixture(scope="module")
@@ -88,27 +88,32 @@ def lattice(t, n=53):
 
 
 def left(piece, v, xt, t):
-    """Share of d p/dt that does not flow in."""
+    """What does not flow in, as a share of dp/dt: the relative error of the continuity equation, by norms."""
     rise, inflow = piece.continuity(v, xt, t)
-    return ((rise - inflow).abs().mean() / rise.abs().mean()).item()
+    return ((rise - inflow).norm() / rise.norm()).item()
+
+
+def gradient(net, xt, t, target):
+    """Of the mean squared error to target, for all weights of the net: one vector."""
+    loss = (net(torch.cat([xt, t], 1)) - target).square().mean()
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, net.parameters())])
 
 
 def on_path(a, s, da, ds):
     """The lesson's continuity() for xt = a(t) x + s(t) eps, and the velocity E[a' x + s' eps | xt]. Divided by a + s,
-    this xt lies on the straight path at the time a / (a + s), where the lesson knows all."""
-    piece = paste(NAME, "continuity")
-    straight = piece.moons_at
+    this xt lies on the straight path at the time a / (a + s), where the lesson knows the density."""
+    piece = paste(NAME, "continuity", "exact_means")
+    straight = piece.density
 
-    def moons_at(xt, t):
+    def density(xt, t):
         scale = a(t) + s(t)
-        p, x_hat, eps_hat = straight(xt / scale, a(t) / scale)
-        return p / scale[:, 0] ** 2, x_hat, eps_hat
+        return straight(xt / scale, a(t) / scale) / scale[:, 0] ** 2
 
     def v(xt, t):
-        _, x_hat, eps_hat = moons_at(xt, t)
+        x_hat, eps_hat = piece.exact_means(xt, a(t), s(t))
         return da(t) * x_hat + ds(t) * eps_hat
 
-    piece.continuity.__globals__["moons_at"] = moons_at
+    piece.continuity.__globals__["density"] = density
     return piece, v
 
 
@@ -149,7 +154,7 @@ def all_pairs(xt, t):
 
 
 def test_default_run_keeps_every_claim_and_draws(run):
-    assert run.claims() == {f"C{i}": True for i in (1, 2, 3)}
+    assert run.claims() == {f"C{i}": True for i in (1, 2)}
     picture = plt.imread(run.folder / f"{NAME}.png")
     assert picture.shape[1] > 1000 and picture[..., :3].std() > 0.05
     assert run.text.splitlines()[-1] == f"figure: {NAME}.png"
@@ -162,19 +167,29 @@ def test_default_run_keeps_every_claim_and_draws(run):
 
 def test_density_and_means_are_the_plain_sums_over_64_gaussians(piece):
     torch.manual_seed(1)
-    xt = torch.randn(300, 2)
+    xt, one = torch.randn(300, 2), torch.ones(300, 1)
     for t in (0.0, 0.05, 0.4, 0.8, 0.98):
-        mine = piece.moons_at(xt, torch.full((300, 1), t))
-        for a, b in zip(mine, moons.parts(xt.numpy(), t, 1 - t)):
-            assert np.abs(a.numpy() - b).max() < 1e-10
-        slow = piece.mean_target(xt, torch.full((300, 1), t), 0.3).numpy()
-        assert np.abs(slow - mine[1].numpy() + 0.3 * mine[2].numpy()).max() < 1e-12
+        p, x_hat, eps_hat = moons.parts(xt.numpy(), t, 1 - t)
+        mine = piece.density(xt, t * one), *piece.exact_means(xt, t * one, (1 - t) * one)
+        assert max(np.abs(m.numpy() - plain).max() for m, plain in zip(mine, (p, x_hat, eps_hat))) < 1e-10
+        assert np.abs(piece.mean_target(xt, t * one).numpy() - (x_hat - eps_hat)).max() < 1e-10
+        assert np.abs(piece.mean_target(xt, t * one, 0.3).numpy() - (x_hat - 0.3 * eps_hat)).max() < 1e-10
+
+
+def test_means_off_the_straight_path_are_the_plain_sums_too_and_add_up_to_xt(piece):
+    """Other a and s in each row, up to 1 each: E[a x + s eps | xt] is xt."""
+    torch.manual_seed(1)
+    xt, a, s = torch.randn(300, 2), torch.rand(300, 1), 0.02 + 0.98 * torch.rand(300, 1)
+    mine, (p, *plain) = piece.exact_means(xt, a, s), moons.parts(xt.numpy(), a.numpy(), s.numpy())
+    keep = p > 1e-200  # far from both moons the plain sums run out of digits
+    assert keep.mean() > 0.8 and max(np.abs(m.numpy() - b)[keep].max() for m, b in zip(mine, plain)) < 1e-10
+    assert (a * mine[0] + s * mine[1] - xt).abs().max() < 1e-10
 
 
 def test_path_begins_as_noise_ends_as_data_and_loses_nobody_on_the_way(piece):
     for t in (0.0, 0.3, 0.7, 1.0):
         xy, area = moons.grid(6.5, 0.1)
-        p = piece.moons_at(torch.tensor(xy), torch.full((len(xy), 1), t))[0].numpy()
+        p = piece.density(torch.tensor(xy), torch.full((len(xy), 1), t)).numpy()
         assert abs(p.sum() * area - 1) < 1e-6
         if t == 0:
             assert np.abs(p - np.exp(-(xy**2).sum(1) / 2) / (2 * math.pi)).max() < 1e-12
@@ -235,7 +250,7 @@ def test_carry_is_fifty_plain_steps_of_the_plain_sums(piece):
 def test_gradient_is_the_finite_difference_of_the_squared_error(piece):
     torch.manual_seed(5)
     net, (x, eps, t, xt) = piece.train_mean(1, 0), pairs(piece, 200)
-    mine, flat = piece.gradient(net, xt, t, x - eps), torch.nn.utils.parameters_to_vector(net.parameters()).detach()
+    mine, flat = gradient(net, xt, t, x - eps), torch.nn.utils.parameters_to_vector(net.parameters()).detach()
     for i in torch.randint(len(flat), (20,)).tolist() + [len(flat) - 1]:
         losses = []
         for h in (1e-5, -1e-5):
@@ -246,6 +261,19 @@ def test_gradient_is_the_finite_difference_of_the_squared_error(piece):
         assert abs((losses[0] - losses[1]) / 2e-5 - mine[i].item()) < 1e-8
 
 
+@pytest.mark.parametrize("share", [1, 0.5])
+def test_the_first_step_of_training_goes_down_the_gradient_of_the_easy_loss(piece, share):
+    """The first step of Adam is its rate, .03, times g / (|g| + 1e-8) in each weight."""
+    torch.manual_seed(5)
+    after = torch.nn.utils.parameters_to_vector(train(piece, share, 1).parameters())
+    torch.manual_seed(5)
+    net = train(piece, share, 0)
+    x, eps, t = piece.two_moons(1024), torch.randn(1024, 2), torch.rand(1024, 1)
+    g = gradient(net, t * x + (1 - t) * eps, t, x - share * eps)
+    moved = after - torch.nn.utils.parameters_to_vector(net.parameters())
+    assert (moved + 0.03 * g / (g.abs() + 1e-8)).abs().max() < 1e-10
+
+
 def test_training_finds_the_mean_of_the_targets_that_it_is_shown(piece):
     torch.manual_seed(6)
     v, (_, _, t, xt) = as_field(train(piece, 0.5, 200)), pairs(piece, 5000)
@@ -253,11 +281,34 @@ def test_training_finds_the_mean_of_the_targets_that_it_is_shown(piece):
     assert off[0] < 0.03 and min(off[1:]) > 0.1
 
 
+def test_the_printed_spread_is_that_of_the_plain_sums_and_near_the_floor(run, broken):
+    """All pairs have 1.3645, and .4674 if the target is x; 2000 pairs, on ten seeds, 1.31 to 1.43, and .45 to .50."""
+    for r, share, floor, off in ((run, 1, 1.3645, 0.14), (broken, 0, 0.4674, 0.06)):
+        x, eps, t, xt = (u.numpy() for u in (r.ns.x, r.ns.eps, r.ns.t, r.ns.xt))
+        _, x_hat, eps_hat = moons.parts(xt, t, 1 - t)
+        spread = ((x - x_hat - share * (eps - eps_hat)) ** 2).mean()
+        assert abs(r.ns.spread.item() - spread) < 1e-10 and abs(spread - floor) < off
+        assert f"spread around the mean, which no net can beat: {spread:.3f}" in r.text.splitlines()
+
+
+def test_the_claims_are_what_plain_loops_measure(ns, broken, piece):
+    """C2: 50 steps of the plain sums and of the net from the script's own noise; C1, where it fails: by norms, at xt and t."""
+    exact, learned = ns.eps.numpy(), ns.eps.numpy()
+    for i in range(50):
+        exact = exact + np.subtract(*moons.parts(exact, i / 50, 1 - i / 50)[1:]) / 50
+        rows = torch.tensor(np.column_stack([learned, np.full(2000, i / 50)]))
+        learned = learned + ns.net(rows).detach().numpy() / 50
+    assert np.abs(ns.landed.numpy() - learned).max() < 1e-10
+    assert abs(ns.off.item() - np.sqrt(((learned - exact) ** 2).sum(1)).mean()) < 1e-10
+    rest = left(piece, lambda xt, t: piece.mean_target(xt, t, 0), broken.ns.xt, broken.ns.t)
+    assert abs(rest - broken.ns.error.item()) < 1e-10
+
+
 # --- proofs: what the course says beyond the script's claims
 
 
 def test_the_mean_obeys_the_equation_on_a_straight_path_and_on_a_bent_one_to_ten_digits(piece):
-    """xt = t^b x + (1 - t)^b eps, b = 1 and 2, on grids at nine times: 1e-13 of d p/dt is left."""
+    """xt = t^b x + (1 - t)^b eps, b = 1 and 2, on grids at nine times: 1e-13 of dp/dt is left."""
     for path, v in ((piece, piece.mean_target), bent()):
         assert max(left(path, v, *lattice(i / 10)) for i in range(1, 10)) < 1e-10
 
@@ -291,12 +342,26 @@ def test_the_mean_of_any_function_over_the_crowd_moves_as_the_velocity_says(piec
     """d/dt E f(xt) = E[grad f(xt) . v(xt)]: the left side by differences in t, both by sums on a grid."""
     xy, area = moons.grid(6, 0.1)
     xt, t, h = torch.tensor(xy), torch.full((len(xy), 1), 0.4), 1e-4
-    p, v = piece.moons_at(xt, t)[0], piece.mean_target(xt, t)
+    p, v = piece.density(xt, t), piece.mean_target(xt, t)
     for f in (lambda x, y: x**2 + y**2, lambda x, y: torch.sin(2 * x) * y, lambda x, y: torch.exp(x - y**2)):
         at = xt.clone().requires_grad_()
         slope = torch.autograd.grad(f(*at.T).sum(), at)[0]
-        ahead, behind = ((piece.moons_at(xt, t + d)[0] * f(*xt.T)).sum() * area for d in (h, -h))
+        ahead, behind = ((piece.density(xt, t + d) * f(*xt.T)).sum() * area for d in (h, -h))
         assert abs((ahead - behind) / (2 * h) - (p * (slope * v).sum(1)).sum() * area) < 1e-6
+
+
+def test_noise_that_moves_with_the_mean_has_the_density_of_the_path_on_the_way_too(piece):
+    """Energy distance to fresh points of the lines at t = .24, .5, .76: within .0015 of 0; moved by E[x | xt] instead: .025
+    and more, .105, .19."""
+    torch.manual_seed(13)
+    for share in (1, 0):
+        moved = torch.randn(1500, 2)
+        for i in range(38):
+            moved = moved + piece.mean_target(moved, torch.full_like(moved[:, :1], i / 50), share) / 50
+            if i in (11, 24, 37):
+                t = (i + 1) / 50
+                off = energy_distance(moved, t * piece.two_moons(1500) + (1 - t) * torch.randn(1500, 2))
+                assert abs(off) < 0.005 if share else off > 0.015
 
 
 def test_easy_is_impossible_plus_floor_to_ten_digits_when_all_pairs_are_enumerated(piece):
@@ -321,8 +386,8 @@ def test_both_losses_have_one_gradient_to_ten_digits_when_all_pairs_are_enumerat
     net = piece.train_mean(1, 0)
     loss = (weight * (net(torch.cat([xt, t], 1))[:, None] - target).square().mean(2)).sum(1).mean()
     easy = torch.cat([g.flatten() for g in torch.autograd.grad(loss, net.parameters())])
-    assert (easy - piece.gradient(net, xt, t, piece.mean_target(xt, t))).abs().max() < 1e-10
-    assert (easy - piece.gradient(net, xt, t, piece.mean_target(xt, t, 0))).norm() > 0.1 * easy.norm()
+    assert (easy - gradient(net, xt, t, piece.mean_target(xt, t))).abs().max() < 1e-10
+    assert (easy - gradient(net, xt, t, piece.mean_target(xt, t, 0))).norm() > 0.1 * easy.norm()
 
 
 def test_easy_loss_is_impossible_loss_plus_floor_on_fifty_thousand_pairs(piece):
@@ -355,9 +420,21 @@ def test_mirrored_pairs_leave_less_than_half_of_the_gradient_gap(piece):
         net = piece.train_mean(1, 0)
         for mirrored in gaps:
             x, eps, t, xt = pairs(piece, 10_000, mirrored)
-            hard = piece.gradient(net, xt, t, piece.mean_target(xt, t))
-            gaps[mirrored].append(((piece.gradient(net, xt, t, x - eps) - hard).norm() / hard.norm()).item())
+            hard = gradient(net, xt, t, piece.mean_target(xt, t))
+            gaps[mirrored].append(((gradient(net, xt, t, x - eps) - hard).norm() / hard.norm()).item())
     assert np.mean(gaps[True]) < 0.5 * np.mean(gaps[False])
+
+
+def test_the_easy_loss_has_the_gradient_of_the_impossible_one_on_fifty_thousand_mirrored_pairs(piece):
+    """Easy minus impossible gradient, as a share of the latter, in untrained nets: .005 to .037 on twenty seeds; of the
+    targets x - .9 eps and x, .004 to .022 and .002 to .011. Towards another target: see the next test."""
+    for seed, shares in ((300, [1]), (301, [1]), (302, [1, 0.9, 0])):
+        torch.manual_seed(seed)
+        net, (x, eps, t, xt) = piece.train_mean(1, 0), pairs(piece, 50_000)
+        x_hat, eps_hat = piece.exact_means(xt, t, 1 - t)
+        for share in shares:
+            hard = gradient(net, xt, t, x_hat - share * eps_hat)
+            assert (gradient(net, xt, t, x - share * eps) - hard).norm() < 0.1 * hard.norm()
 
 
 def test_the_gradient_towards_a_wrong_target_is_a_third_and_more_away(piece):
@@ -366,7 +443,7 @@ def test_the_gradient_towards_a_wrong_target_is_a_third_and_more_away(piece):
         torch.manual_seed(seed)
         net, (x, eps, t, xt) = piece.train_mean(1, 0), pairs(piece, 20_000)
         data, v = piece.mean_target(xt, t, 0), piece.mean_target(xt, t)
-        easy, hard, towards_data, towards_rest = (piece.gradient(net, xt, t, goal) for goal in (x - eps, v, data, data - xt))
+        easy, hard, towards_data, towards_rest = (gradient(net, xt, t, goal) for goal in (x - eps, v, data, data - xt))
         assert (easy - hard).norm() < 0.1 * hard.norm()
         assert (easy - towards_rest).norm() > 0.25 * hard.norm() and (easy - towards_data).norm() > 0.5 * hard.norm()
 
@@ -377,7 +454,7 @@ def test_gradient_of_a_single_pair_has_three_times_the_variance_of_the_impossibl
     net, (x, eps, t, xt) = piece.train_mean(1, 0), pairs(piece, 1000)
     variance = []
     for goal in (x - eps, piece.mean_target(xt, t)):
-        single = torch.stack([piece.gradient(net, xt[i:i + 1], t[i:i + 1], goal[i:i + 1]) for i in range(1000)])
+        single = torch.stack([gradient(net, xt[i:i + 1], t[i:i + 1], goal[i:i + 1]) for i in range(1000)])
         variance.append(single.var(0).sum().item())
     assert 2.4 < variance[0] / variance[1] < 4
 
@@ -397,7 +474,7 @@ def test_the_scripts_net_is_within_one_and_a_half_percent_of_the_best_loss(ns, p
 
 
 def test_twice_the_iterations_are_within_one_percent_of_the_best_loss(longer, piece, mean_square):
-    """1.005 to 1.006 of the floor; (error / v)^2 is .011 to .014."""
+    """1.005 to 1.007 of the floor; (error / v)^2 is .011 to .014."""
     off = excess(piece, longer)
     assert 1 < 1 + off / 1.3645 < 1.01 and off / mean_square["v"] < 0.02
 
@@ -419,12 +496,13 @@ def test_fifty_steps_of_the_exact_field_are_so_small_that_they_do_not_show(piece
     assert abs(energy_distance(ends, real) - energy_distance(fine, real)) < 0.0015
 
 
-def test_a_field_one_percent_wrong_still_leaves_a_fifth_of_the_equation(longer, piece):
-    """The divergence takes derivatives, which no loss has seen. At t = .6: a hundredth of v^2 is wrong, .19 to .21 left."""
+def test_a_field_one_percent_wrong_still_leaves_a_quarter_of_the_equation(longer, piece):
+    """The divergence takes derivatives, which no loss has seen. At t = .6, ten seeds: .008 to .015 of v^2 is wrong, and the
+    relative error is .20 to .33; that of E[x | xt] is .83."""
     xt, t = lattice(0.6)
-    p, v = piece.moons_at(xt, t)[0], piece.mean_target(xt, t)
+    p, v = piece.density(xt, t), piece.mean_target(xt, t)
     wrong = (p @ (longer(xt, t) - v).square()).sum() / (p @ v.square()).sum()
-    assert wrong < 0.02 and 0.12 < left(piece, longer, xt, t) < 0.3
+    assert wrong < 0.02 and 0.13 < left(piece, longer, xt, t) < 0.5
 
 
 def test_what_the_learned_field_leaves_lies_in_small_patches_of_either_sign(longer, piece):
@@ -494,44 +572,60 @@ def test_a_bent_path_trains_as_well(piece):
 # --- the window and the break
 
 
-def test_slider_turns_the_broken_field_into_the_exact_one_and_back(ns):
+def test_slider_turns_the_broken_field_into_the_exact_one_and_back(ns, piece):
     def state():
-        """Shares of d p/dt that the red and the black field leave; mean distance of the red ends to the exact ones."""
-        red, black = (line.get_xydata() for line in ns.axes[0].lines)
-        rest = [np.abs(np.subtract(*dots.T)).mean() / np.abs(dots[:, 0]).mean() for dots in (red, black)]
-        ends = ns.axes[1].lines[1].get_xydata()
-        return *rest, np.linalg.norm(ends - ns.carry(ns.mean_target, ns.eps).numpy(), axis=1).mean()
+        """Relative errors of the red and the black dots; mean distance of the red ends to the exact ones."""
+        red, black = (line.get_xydata() for line in ns.flows.lines)
+        rest = [np.linalg.norm(np.subtract(*dots.T)) / np.linalg.norm(dots[:, 0]) for dots in (red, black)]
+        return *rest, np.linalg.norm(ns.wrong.lines[1].get_xydata() - exact, axis=1).mean()
 
-    before = state()
-    assert before[0] > 0.5 and before[1] < 1e-10 and before[2] > 0.5
-    assert same_color(ns.axes[0].lines[0].get_color(), "C3") and same_color(ns.axes[0].lines[1].get_color(), "k")
+    def words():
+        """Words of the legend and of the right panel's title; colours of the dots and of the right panel's ends."""
+        assert ns.flows.get_xlabel() == "dp/dt" and ns.flows.get_ylabel() == "-div(p v)"
+        labels = [text.get_text() for text in ns.flows.get_legend().get_texts()]
+        colours = [line.get_color() for line in (*ns.flows.lines, *ns.wrong.lines)]
+        assert all(map(same_color, colours, ("r", "k", "0.7", "C3")))
+        assert np.array_equal(ns.wrong.lines[0].get_xydata(), ns.x.numpy())
+        return *labels, ns.wrong.get_title()
+
+    exact = piece.carry(piece.mean_target, ns.eps).numpy()
+    before, landed = state(), ns.learned.lines[1].get_xydata().copy()
+    assert 0.5 < before[0] < 0.8 and before[1] < 1e-10 and before[2] > 0.5 and ns.slider.val == 0
+    assert words() == ("mean of x - 0 eps", "v, the mean of x - eps", "the mean of x - 0 eps carries it here")
     ns.slider.set_val(0.5)
     try:
         half = state()
-        assert 0.2 < half[0] < before[0] and 0.1 < half[2] < before[2]
+        assert abs(half[0] - before[0] / 2) < 1e-9 and half[1] == before[1] and 0.1 < half[2] < before[2]
+        assert words() == ("mean of x - 0.5 eps", "v, the mean of x - eps", "the mean of x - 0.5 eps carries it here")
         ns.slider.set_val(1)
-        assert max(state()) < 1e-10
+        assert max(state()) < 1e-10 and words()[0] == "mean of x - 1 eps"
     finally:
         ns.slider.set_val(0)
-    assert state() == before
+    assert state() == before and words()[0] == "mean of x - 0 eps"
+    assert np.array_equal(ns.learned.lines[1].get_xydata(), landed) and np.array_equal(landed, ns.landed.numpy())
 
 
 def test_break(broken, run):
-    assert broken.claims() == {"C1": False, "C2": True, "C3": False}
-    assert broken.ns.off > 0.7 and 0.5 < broken.ns.left < 1
+    """The relative error of E[x | xt], taken for v, is .61 to .68 on ten seeds."""
+    assert broken.claims() == {"C1": False, "C2": False}
+    assert broken.ns.off > 0.7 and 0.5 < broken.ns.error < 0.8
     for r, colour in ((run, "C0"), (broken, "C3")):
-        assert same_color(r.ns.axes[2].lines[1].get_color(), colour) and f"{r.ns.off:.2f}" in r.ns.axes[2].get_title()
+        data, ends = r.ns.learned.lines
+        assert same_color(data.get_color(), "0.7") and np.array_equal(data.get_xydata(), r.ns.x.numpy())
+        assert same_color(ends.get_color(), colour) and np.array_equal(ends.get_xydata(), r.ns.landed.numpy())
+        assert r.ns.learned.get_title() == "the net carries noise to data (grey)"
 
 
-def test_a_share_of_nine_tenths_fails_the_equation_and_keeps_the_gradient(lesson):
+def test_a_share_of_nine_tenths_fails_the_equation_by_a_tenth_of_what_a_share_of_0_does(lesson, broken):
+    """What is left is what the missing eps would carry: .061 to .068 on ten seeds, a tenth to the last digits."""
     run = lesson(NAME, "--share", "0.9", "--iters", "20")
-    assert not run.claims()["C1"] and run.claims()["C2"]
+    assert not run.claims()["C1"] and abs(run.ns.error / broken.ns.error - 0.1) < 1e-9
 
 
 def test_fifty_iterations_blur(lesson):
     run = lesson(NAME, "--iters", "50")
-    assert run.claims() == {"C1": True, "C2": True, "C3": False}
-    assert same_color(run.ns.axes[2].lines[1].get_color(), "C3")
+    assert run.claims() == {"C1": True, "C2": False}
+    assert same_color(run.ns.learned.lines[1].get_color(), "C3")
 
 
 def test_same_seed_same_numbers_and_another_seed_others(lesson):
@@ -541,7 +635,7 @@ def test_same_seed_same_numbers_and_another_seed_others(lesson):
 
 def test_what_is_measured_before_training_does_not_depend_on_its_length(run, lesson):
     texts = run.text, lesson(NAME, "--iters", "20").text
-    rows = [[row for row in text.splitlines() if row[6:8] in ("C1", "C2")] for text in texts]
+    rows = [[row for row in text.splitlines() if row[6:8] == "C1" or row.startswith("spread")] for text in texts]
     assert len(rows[0]) == 2 and rows[0] == rows[1]
 
 

@@ -180,7 +180,7 @@ def test_two_far_clusters_need_fewer_steps_than_the_moons(ns):
 
 def test_slider_breaks_euler_and_not_the_reflowed_field(ns):
     def state():
-        return [(float(ax.get_title().split()[-1]), ax.lines[1].get_color()) for ax in ns.axes]
+        return [(float(ax.get_title().split()[-3]), ax.lines[1].get_color()) for ax in ns.axes]
 
     before = state()
     ns.slider.set_val(1)
@@ -269,7 +269,7 @@ def test_each_bad_file_gets_one_line_that_says_what_was_found(refused, tmp_path)
     expected = {"three.csv": "found 3 columns, two are needed", "one.csv": "found 1 columns, two are needed",
                 "word.csv": "row 17 is not a number", "ragged.csv": "expected sequence of length 2",
                 "empty.csv": "found 0 columns", "torn.png": "", "flat.npy": "columns, two are needed",
-                "x.json": "unknown ending, use .csv, .tsv, .txt, .npy, .png, .jpg", "nan.npy": "found no points, or not finite, or all alike",
+                "x.json": "not .csv, .tsv, .txt, .npy, .png or .jpg", "nan.npy": "found no points, or not finite, or all alike",
                 "inf.npy": "found no points, or not finite, or all alike", "same.npy": "found no points, or not finite, or all alike",
                 "white.png": "found no points, or not finite, or all alike", "none.csv": "No such file"}
     for name, words in expected.items():

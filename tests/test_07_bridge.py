@@ -70,15 +70,12 @@ def test_default_run_keeps_every_claim_and_draws(run):
 # --- the mathematics by another road
 
 
-def test_the_arc_is_nearly_lesson_02s_and_begins_at_data(ns):
-    k = np.arange(1001)
-    betas = 0.02 * k / 1000
-    assert np.abs(ns.ABAR.numpy() - np.exp(np.cumsum(np.log1p(-betas)))).max() < 1e-5
+def test_the_arc_is_lesson_02s_and_begins_at_data(ns):
     papers = np.exp(np.cumsum(np.log1p(-np.concatenate([[0], np.linspace(1e-4, 0.02, 1000)]))))
-    assert np.abs(ns.ABAR.numpy() - papers).max() < 0.02
+    assert np.abs(ns.ABAR.numpy() - papers).max() < 1e-5
     assert (ns.ARC.square().sum(1) - 1).abs().max() < 1e-6 and ns.ARC[0].tolist() == [1, 0]
     t = 1 - torch.arange(1001) / 1000
-    assert (ns.ARC - torch.stack(arc_of(t), 1)).abs().max() < 0.01  # the chain in continuous time
+    assert (ns.ARC - torch.stack(arc_of(t), 1)).abs().max() < 0.02  # the chain in continuous time, with beta from 0
 
 
 def test_two_moons_are_64_narrow_gaussians_of_mean_variance_1(ns):
@@ -228,7 +225,7 @@ def test_for_one_x_alone_the_score_is_minus_eps_over_s():
     assert (torch.autograd.grad(log_p, xt)[0] + eps / s).abs().max() < 1e-10
 
 
-def test_the_lowest_possible_loss_is_229_thousandths_and_eps_0_would_score_77_hundredths(ns):
+def test_the_lowest_possible_loss_is_226_thousandths_and_eps_0_would_score_77_hundredths(ns):
     lowest, zero = [], []
     for a, s in ns.ARC[5::10].double().tolist():
         width = math.sqrt((a * moons.WIDTH) ** 2 + s**2)
@@ -236,7 +233,7 @@ def test_the_lowest_possible_loss_is_229_thousandths_and_eps_0_would_score_77_hu
         p, _, eps_hat = moons.parts(xy, a, s)
         zero.append((p * (np.nan_to_num(eps_hat) ** 2).mean(1)).sum() * area)
         lowest.append(1 - zero[-1])
-    assert abs(np.mean(lowest) - 0.229) < 0.0015 and abs(np.mean(zero) - 0.77) < 0.005
+    assert abs(np.mean(lowest) - 0.226) < 0.0015 and abs(np.mean(zero) - 0.77) < 0.005
 
 
 def test_energy_distance_by_brute_force(ns):
