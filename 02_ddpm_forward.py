@@ -73,7 +73,7 @@ def train_eps(abar, iters):
     """Learn the noise in xt at t = 1 .. T of a schedule abar[t]. Returns eps_hat(xt, t), t (B,)."""
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
                         nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
-    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95))  # .999 would adapt too slowly
+    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95))  # .999 is a little worse here
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = 0.03 * (1 - i / iters)  # large steps first, then small
         x, eps = two_moons(1024), torch.randn(1024, 2)

@@ -90,7 +90,7 @@ def train_mean(share, iters):
     """Learn E[x - share eps | xt] from one pair at a time. Returns a net, (B, 3) -> (B, 2)."""
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
                         nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
-    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95))  # .999 would adapt too slowly
+    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95))  # .999 is a little worse here
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = 0.03 * (1 - i / iters)  # large steps first, then small
         x, eps, t = two_moons(1024), torch.randn(1024, 2), torch.rand(1024, 1)

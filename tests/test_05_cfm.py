@@ -292,7 +292,7 @@ def test_the_printed_spread_is_that_of_the_plain_sums_and_near_the_floor(run, br
 
 
 def test_the_claims_are_what_plain_loops_measure(ns, broken, piece):
-    """C2: 50 steps of the plain sums and of the net from the script's own noise; C1, where it fails: by norms, at xt and t."""
+    """C2: 50 steps of the plain sums and of the net from the script's own noise; C1, where it fails, by norms."""
     exact, learned = ns.eps.numpy(), ns.eps.numpy()
     for i in range(50):
         exact = exact + np.subtract(*moons.parts(exact, i / 50, 1 - i / 50)[1:]) / 50
