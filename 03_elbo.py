@@ -3,14 +3,15 @@
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
 """03 From a bound to a loss: why a net that finds the noise is a model of the data.
-The model p starts at noise and walks lesson 02's chain back to data. Its step from xt to x_(t-1)
-is a Gaussian with variance beta, around a mean that a net computes. Many walks end in the same x,
-so nobody can compute -log p(x), which should be small. But p(x) is a mean of p(walk) / q(walk | x),
-over walks that the chain q takes from x to noise. And -log of a mean is at most the mean of -log:
-    -log p(x) <= mean over q's walks of -log( p(walk) / q(walk | x) ),  which is minus the ELBO.
-Once x is known, Bayes' rule turns q's steps round. So both walks are products of steps back, and
-the log is a constant plus terms, one for each t, that compare such a step of q with p's step.
-Lesson 04 shows that q's is a Gaussian, too, with the mean of the first line:
+The model p starts at noise and walks lesson 02's chain back to data. A step from xt to x_(t-1) is a
+Gaussian with variance beta around a mean that a net computes. Nobody can sum over all walks that
+end in x to get -log p(x), which should be small. But p(x) is the mean of p(walk) / q(walk | x) over
+walks that the chain q takes from x to noise. And -log of a mean is at most the mean of -log:
+    -log p(x) <= mean over q's walks of -log( p(walk) / q(walk | x) ),  which is minus the ELBO
+    p(walk)     = p(x_1000)     p(x_999 | x_1000)    ... p(x | x_1)
+    q(walk | x) = q(x_1000 | x) q(x_999 | x_1000, x) ... q(x | x_1, x)   (by Bayes' rule)
+So the log is a constant plus a term for each t that compares a step of q with a step of p. Both are
+Gaussians, q's with the mean of the first line (lesson 04) and a variance that no net changes:
     mean of q = (xt - beta / s eps) / sqrt(1 - beta)           (xt = a x + s eps)
     mean of p = (xt - beta / s eps_hat) / sqrt(1 - beta)       if a net finds the noise as eps_hat
     term at t = |mean of q - mean of p|^2 / (2 beta) + constant    (KL divergence of Gaussians)
@@ -96,7 +97,7 @@ def train_target(target, odds, iters, seed):
         return step_mean(xt, answer, t)
     return model_mean
 
-models = {}
+models, lost, total = {}, {}, {}  # by name: mean of the step, nats at each t, nats at all t
 for name in ("mean", "x", "eps"):
     models[name] = train_target(name, torch.ones(1000), args.iters, args.seed)
 models["eps with w"] = train_target("eps", W[1:, 0], args.iters, args.seed)  # t as often as w says
@@ -106,9 +107,8 @@ t = torch.arange(1, 1001).repeat_interleave(64)  # (64000,), each t 64 times
 x = (MU + STD * torch.randn(64, 2)).repeat(1000, 1)  # (64000, 2), the same 64 points at every t
 eps = torch.randn(64, 2).repeat(1000, 1)  # and the same noise, so that the curves are smooth
 xt = A[t] * x + S[t] * eps
-# best is E[eps | xt]; what is left of eps has mean 0, so a net loses its distance to the best
+# mean of |eps - eps_hat|^2 = mean of |eps - best|^2 + mean of |best - eps_hat|^2: the last is lost
 best = step_mean(xt, exact_means(xt, A[t], S[t])[1], t)
-lost, total = {}, {}  # nats at each t, nats at all t
 for name, model_mean in models.items():
     kl = (model_mean(xt, t) - best).square().sum(1) / (2 * BETA[t, 0])  # (64000,)
     lost[name] = kl.view(1000, 64).mean(1)  # (1000,)

@@ -274,7 +274,7 @@ def test_restarts_or_a_start_on_the_data_bring_64_codes_near_k_means():
 
 def test_of_400_codes_each_gets_too_little_of_the_gradient_and_running_means_heal_that():
     """After 50 steps with restarts: 1.84 to 2.14 times the error of k-means by the gradient, 1.02 to 1.11 by means."""
-    for seed in SEEDS:
+    for seed in SEEDS[:2]:
         z = two_moons(seed)
         best = distortion(z, k_means(z, z[:400]))
         slow, quick = (distortion(z, dictionary(z, far_codes(400, seed), u, True, 50)) for u in (gradient, running_mean))
@@ -475,9 +475,9 @@ def as_rough(change, wanted):
 
 @pytest.fixture(scope="module")
 def judged(vq):
-    """(VQ, VQGAN, VQ with noise of VQGAN's roughness, VQ sharpened by an unsharp mask to the same), for each seed."""
+    """(VQ, VQGAN, VQ with noise of VQGAN's roughness, VQ sharpened by an unsharp mask to the same), for two seeds."""
     rows = []
-    for seed, net in zip(SEEDS, vq):
+    for seed, net in zip(SEEDS[:2], vq):
         judge, codes = new_judge(seed), far_codes(49, seed)
         torch.manual_seed(seed)
         drawn = train_vqgan(x, codes, 300, judge)
@@ -509,7 +509,7 @@ def test_noise_roughens_as_well_as_the_judge_for_the_same_error_and_an_unsharp_m
 
 def test_the_judge_does_not_make_it_more_real_and_noise_fools_a_fresh_judge_more(judged):
     """A judge trained afresh is right about 87 to 89 of 100 blocks of VQ, 95 to 99 of VQGAN, 75 to 85 with noise."""
-    for plain, drawn, noisy, _ in judged[:2]:
+    for plain, drawn, noisy, _ in judged:
         without, with_it, noise = told_apart(plain), told_apart(drawn), told_apart(noisy)
         assert 0.83 < without < 0.93 and with_it > 0.93 and noise < without
 

@@ -176,9 +176,9 @@ def law(x):
 def test_d3pm_draws_two_tokens_in_one_round_with_probability_one_in_t(piece, rounds):
     """Otherwise it draws them one after the other, exactly: a mixture of the product of the marginals and the truth."""
     p, net = tiny_world()
-    drawn = law(piece.d3pm(net, torch.full((200_000, 2), MASK), rounds))
+    drawn = law(piece.d3pm(net, torch.full((100_000, 2), MASK), rounds))
     exact = torch.outer(p.sum(1), p.sum(0)) / rounds + p * (1 - 1 / rounds)
-    assert (drawn - exact).abs().max() < 0.006  # five standard errors
+    assert (drawn - exact).abs().max() < 0.0075  # five standard errors
 
 
 @pytest.mark.parametrize("noise", [0, 1, 5, RANDOM])
@@ -250,7 +250,7 @@ def test_d3pm_returns_a_mask_with_probability_one_in_t_and_leaves_none(piece):
 
 
 def test_training_on_another_world_learns_its_conditionals(piece):
-    """Three tokens, four rows of unlike weight: the net's answers are Bayes' rule; the loss tends to the entropy."""
+    """Three tokens, three different rows of unlike weight: the net's answers are Bayes' rule."""
     rows = torch.tensor([[0, 5, 15], [0, 5, 15], [0, 6, 2], [1, 5, 2]])
     net = piece.train_unmask(rows, 400, T=32)
     assert not any(p.requires_grad for p in net.parameters())
@@ -391,9 +391,9 @@ def bound_of(net, tokens, batches=300, T=64):
     return total
 
 
-def test_the_loss_of_the_perfect_net_is_a_quarter_nat_above_log_40_and_the_nets_a_nat_and_a_half(ns):
+def test_the_loss_of_the_perfect_net_is_half_a_nat_above_log_40_and_the_trained_nets_a_nat_more(ns):
     perfect, trained = bound_of(lookup(ns.tokens), ns.tokens), bound_of(ns.net, ns.tokens)
-    assert 3.7 < perfect < 4.4 and perfect + 0.3 < trained < perfect + 2.5
+    assert 3.75 < perfect < 4.6 and perfect + 0.4 < trained < perfect + 2
 
 
 def uniform_steps(p, T):
@@ -411,7 +411,7 @@ def uniform_steps(p, T):
 
 
 def test_with_uniform_noise_tokens_flip_and_flip_back_and_the_law_is_right_in_many_steps():
-    """By products of the steps: 1 step draws the product of the marginals, 64 the data; and by 20,000 walks."""
+    """By products of the steps: 1 step draws the product of the marginals, 64 the data; 20,000 walks, three in four flip back."""
     p = tiny_world()[0]
     gaps = {}
     for T in (1, 4, 64):
@@ -421,7 +421,7 @@ def test_with_uniform_noise_tokens_flip_and_flip_back_and_the_law_is_right_in_ma
         gaps[T] = (end - p.flatten()).abs().sum().item() / 2
         if T == 1:
             assert (end.view(3, 3) - torch.outer(p.sum(1), p.sum(0))).abs().max() < 1e-10
-    assert gaps[1] > 0.3 > 0.15 > gaps[4] > gaps[64] and gaps[64] < 0.015
+    assert abs(gaps[1] - 0.413) < 1e-3 and abs(gaps[4] - 0.149) < 1e-3 and gaps[64] < 0.01
     x, path = torch.randint(9, (20_000,)), []
     for step in reversed(steps):
         path.append(x // 3)  # the first token
@@ -434,7 +434,7 @@ def test_with_uniform_noise_tokens_flip_and_flip_back_and_the_law_is_right_in_ma
         starts = there[0].long() + (there[1:] & ~there[:-1]).sum(0)
         returned |= starts > 1
     share = returned.float().mean().item()
-    assert 0.0 < share < 1.0
+    assert 0.7 < share < 0.8
 
 
 # --- proofs: the digits
@@ -451,7 +451,7 @@ def curve(ns, piece):
     nets = {"perfect": perfect, "trained": ns.net}
     for name, rounds, sampler in sorted(todo):
         net, noise = nets[name], {"maskgit": 1.0, "no noise": 0.0}.get(sampler, RANDOM)
-        heat = {"cold": 0.8, "colder": 0.6}.get(sampler, 1.0)
+        heat = {"cold": 0.8, "colder": 0.4}.get(sampler, 1.0)
         if sampler == "d3pm":
             x = piece.d3pm(net, BLANK, rounds)
         else:
@@ -463,8 +463,8 @@ def curve(ns, piece):
 
 def test_the_perfect_net_makes_the_same_errors_so_they_are_the_samplers(curve):
     """A lookup among the 40 pictures, 1, 2, 4, 10 and 64 rounds: MaskGIT and D3PM."""
-    maskgit = {1: (19.7, 0.8), 2: (8.2, 0.9), 4: (1.9, 0.6), 10: (0.55, 0.25), 64: (0, 0.001)}
-    d3pm = {1: (19.8, 0.8), 2: (11.5, 0.9), 4: (5.7, 0.7), 10: (2.05, 0.4), 64: (0.27, 0.15)}
+    maskgit = {1: (19.8, 0.8), 2: (8.2, 0.9), 4: (2.1, 0.9), 10: (0.53, 0.35), 64: (0, 0.001)}
+    d3pm = {1: (19.8, 0.8), 2: (11.5, 1.2), 4: (5.6, 1), 10: (2.1, 0.7), 64: (0.28, 0.22)}
     for name, row in (("maskgit", maskgit), ("d3pm", d3pm)):
         for rounds, (typical, spread) in row.items():
             assert abs(curve["perfect", name, rounds][0] - typical) < spread, (name, rounds, curve["perfect", name, rounds])
@@ -473,14 +473,14 @@ def test_the_perfect_net_makes_the_same_errors_so_they_are_the_samplers(curve):
 def test_in_ten_rounds_maskgit_leaves_less_than_half_the_wrong_tokens_of_d3pm(curve):
     for net in ("perfect", "trained"):
         assert curve[net, "maskgit", 10][0] < 0.5 * curve[net, "d3pm", 10][0]
-    assert 2.5 < curve["trained", "d3pm", 10][0] < 5
+    assert 2.3 < curve["trained", "d3pm", 10][0] < 5
 
 
 def test_on_digits_the_order_by_sureness_beats_a_random_order_and_colder_tokens_make_up_for_a_part(curve):
-    """The control: a random order, the tokens drawn at temperature .8 and .6 (sharpened), ten rounds."""
+    """The control: a random order, the tokens drawn at temperature .8 and .4 (sharpened), ten rounds."""
     for net in ("perfect", "trained"):
         random, cold, colder, sure = (curve[net, name, 10][0] for name in ("random", "cold", "colder", "maskgit"))
-        assert sure < 0.55 * random and colder < random and sure < 0.65 * colder and sure < 0.6 * cold
+        assert sure < 0.55 * random and colder < 0.93 * random and sure < 0.8 * colder and sure < 0.6 * cold
 
 
 def test_without_noise_few_pictures_come_back_with_the_perfect_net_too_and_a_random_order_draws_nearly_all(curve):
@@ -490,7 +490,7 @@ def test_without_noise_few_pictures_come_back_with_the_perfect_net_too_and_a_ran
 
 
 def test_without_noise_the_first_token_that_rules_out_pictures_keeps_nearly_all_of_the_40(ns, piece):
-    """So a token that few have never goes first, and they are out. In a random order it keeps about half, rare ones, too."""
+    """So a token that few have never goes first, and they are out. In a random order it keeps a third: rare ones go first, too."""
     kept, perfect = {}, lookup(ns.tokens)
     for noise in (0, RANDOM):
         states = []
@@ -498,11 +498,11 @@ def test_without_noise_the_first_token_that_rules_out_pictures_keeps_nearly_all_
         fits = torch.stack([((x[:, None] == ns.tokens) | (x[:, None] == MASK)).all(2).sum(1) for x in states])  # (64, 100)
         first = (fits < 40).long().argmax(0)
         kept[noise] = fits[first, torch.arange(100)].float().mean().item() / 40
-    assert kept[0] > 0.9 and kept[RANDOM] < 0.75
+    assert kept[0] > 0.93 and kept[RANDOM] < 0.5
 
 
 def test_show_the_net_the_name_of_a_digit_and_it_draws_that_digit(ns, piece):
-    """Each row begins with one token more, 0 to 9; the same network and loss, trained on 65 tokens."""
+    """Each row begins with one token more, 0 to 9; the same network and loss, 400 iterations on 65 tokens; and the lookup."""
     names = torch.arange(40) // 4
     net = piece.train_unmask(torch.cat([names[:, None], ns.tokens], 1), 400)
     asked = torch.arange(400) % 10
@@ -511,7 +511,10 @@ def test_show_the_net_the_name_of_a_digit_and_it_draws_that_digit(ns, piece):
     x = piece.maskgit(net, xt, 10, 1.0)
     near, wrong = piece.compare(x[:, 1:], ns.tokens)
     right = (names[near] == asked).float().mean().item()
-    assert torch.equal(x[:, 0], asked) and right > 0.9 and wrong < 4, (right, wrong)  # chance: .1
+    near, _ = piece.compare(piece.maskgit(lookup(torch.cat([names[:, None], ns.tokens], 1)), xt, 10, 1.0)[:, 1:], ns.tokens)
+    perfect = (names[near] == asked).float().mean().item()
+    assert perfect > 0.93
+    assert torch.equal(x[:, 0], asked) and right > 0.75 and wrong < 3  # chance: .1
 
 
 # --- proofs: the pipes
@@ -571,7 +574,7 @@ def test_two_neighbours_share_a_round_as_often_as_the_formula_counts_pairs():
 
 def test_ten_rounds_leave_a_twelfth_of_the_wrong_seams_of_one_round(seams):
     share = wrong_seams(seams["random", 10]) / wrong_seams(seams["random", 1])
-    assert abs(share - 0.0863) < 0.012 and formula(even_sizes(10)) / formula(even_sizes(1)) == pytest.approx(0.0863, abs=1e-4)
+    assert abs(share - 0.0863) < 0.01 and formula(even_sizes(10)) / formula(even_sizes(1)) == pytest.approx(0.0863, abs=1e-4)
 
 
 def test_d3pm_leaves_51_wrong_seams_over_the_number_of_rounds(seams):
@@ -579,13 +582,13 @@ def test_d3pm_leaves_51_wrong_seams_over_the_number_of_rounds(seams):
         assert abs(wrong_seams(seams["d3pm", rounds]) - 50.96 / rounds) < 0.6
 
 
-def test_on_pipes_the_order_by_sureness_saves_at_most_two_seams_and_costs_pipes(seams):
+def test_on_pipes_the_order_by_sureness_saves_hardly_a_seam_and_costs_pipes(seams):
     """Sureness is not what makes MaskGIT good here: an empty tile is likelier, so pictures bleach."""
     for rounds in (2, 4, 7, 10):
         saved = wrong_seams(seams["random", rounds]) - wrong_seams(seams["sure", rounds])
-        assert -1 < saved < 2
+        assert -1 < saved < 1.3
         assert n_pipes(seams["sure", rounds]) < n_pipes(seams["random", rounds]) - 2
-    assert 0.8 < n_pipes(seams["sure", 10]) / 39.2 < 0.88
+    assert 0.81 < n_pipes(seams["sure", 10]) / 39.2 < 0.875
 
 
 def test_the_less_noise_the_fewer_pipes_and_without_noise_ten_are_left_and_26_tiles_differ(piece):
@@ -741,9 +744,9 @@ def test_break_one_round(lesson):
 
 
 def test_break_no_noise(lesson):
-    run = lesson(NAME, "--noise", "0", "--rounds", "64", "--iters", "200", "--seed", "1")
+    run = lesson(NAME, "--noise", "0", "--rounds", "64", "--iters", "300", "--seed", "1")
     assert run.claims() == {"C1": True, "C2": False}
-    assert run.ns.wrong < 0.5 and len(run.ns.near.unique()) < 12 and look(run.ns)[9][2] <= 4
+    assert len(run.ns.near.unique()) < 12 and look(run.ns)[9][2] <= 4
 
 
 def test_same_seed_same_numbers_and_another_seed_others(lesson):
