@@ -9,8 +9,8 @@ answer is the mean of their velocities, v(xt, t) = E[x - eps | xt]. The mean is 
 moves with v is spread, at every t, like the points on the lines (lesson 05 shows why).
 To sample, solve dx/dt = v(x, t). As t grows, xt says more of where it will end, so the mean turns
 and the path bends: a few straight steps miss the data. Reflow: follow v from each eps to the x that
-it reaches, and train a second net on these pairs. Two paths of v never meet at the same place and
-t. The lines between their ends hardly do, as a loss near 0 shows: along each of them v is constant.
+it reaches, and train a second net on these pairs. Each eps now has ONE x, and lines from near eps
+mostly run side by side, so there is little to average: its loss is near 0, its v nearly constant.
 C1 --steps Euler steps end closer to the data than noise is. C2 ONE step after reflow: 10x closer.
 RUN    python 06_euler.py --steps 5    (8 seconds; --data FILE learns points of your own)
 BREAK  python 06_euler.py --steps 1    noise at t = 0 tells nothing of x: all go to the mean

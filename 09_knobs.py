@@ -5,11 +5,11 @@
 """09 Practical knobs: schedule, solver and guidance, turned on one small net.
 Between noise eps and data x lie mixes of the two, at an angle phi that grows from 0 to pi / 2:
     xt = a x + s eps,    a = sin(phi),  s = cos(phi),    v = d xt / d phi = s x - a eps.
-The net learns the mean of v over all pairs (x, eps) behind xt. Noise that follows this mean in tiny
-steps becomes data (lesson 05). Where it ends is its "exact end". The net also reads a label, upper
-or lower moon. One label in five is wrong, so samples of "upper" lie on it with odds of 4 to 1.
-Guidance asks with and without the label, and goes w times as far as the label moved the answer.
-Then the odds are about 4^w to 1. A large w goes too far: samples crowd where "upper" is surest.
+The net learns the mean of v over all pairs (x, eps) behind xt. Noise that follows it in tiny steps
+becomes data (lesson 05), at its "exact end". The net also reads a label, upper or lower moon, wrong
+in one of five cases. So samples of "upper" lie on it with odds of 4 to 1. Guidance takes w times
+the label's pull, cond - null, which is s / a times the slope of log p(label | xt). So the odds
+become about 4^w. But in noise, places near the other moon are less sure: a large w empties them.
 C1 Schedule: equal angles (the cosine schedule) end closer to the exact ends than linear beta.
 C2 Solver: Heun needs two calls of the net a step, and still beats Euler with twice the steps.
 C3 Guidance: with w = 2, samples of "upper" are closer to the clean upper moon than with w = 1.

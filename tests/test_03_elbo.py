@@ -678,12 +678,12 @@ def cloud(ax):
 
 def test_radio_shows_the_samples_of_each_net_and_goes_back(ns):
     before, left = cloud(ns.right), cloud(ns.left)
-    assert left[:2] == ("tab:blue", "samples, net for eps") and before[:2] == ("tab:red", "samples, net for mean")
+    assert left[:2] == ("tab:blue", "net for eps (grey: data)") and before[:2] == ("tab:red", "net for mean (grey: data)")
     try:
         for name in ("x", "eps", "eps with w"):
             ns.radio.set_active(list(ns.models).index(name))
             colour, title, points = cloud(ns.right)
-            assert title == f"samples, net for {name}" and near(torch.tensor(points)) > 0.87
+            assert title == f"net for {name} (grey: data)" and near(torch.tensor(points)) > 0.87
             assert colour == ("tab:red" if name == "x" else "tab:blue") and (colour == "tab:blue") == (ns.total[name] < 1)
             assert np.array_equal(ns.right.lines[0].get_xydata(), ns.MU.numpy())
             if name == "eps":
@@ -713,14 +713,14 @@ def test_break_mean(lesson):
     assert run.ns.total["mean"] > 7
     for ax in (run.ns.left, run.ns.right):
         colour, title, points = cloud(ax)
-        assert (colour, title) == ("tab:red", "samples, net for mean")
+        assert (colour, title) == ("tab:red", "net for mean (grey: data)")
         assert near(torch.tensor(points)) < 0.9 and cost(torch.tensor(points)) > 5
 
 
 def test_break_x_is_in_the_bound_and_not_in_the_samples(other):
     assert other.claims() == {"C1": False, "C2": True, "C3": True} and other.ns.total["x"] > 30
     colour, title, points = cloud(other.ns.left)
-    assert (colour, title) == ("tab:red", "samples, net for x") and near(torch.tensor(points)) > 0.87
+    assert (colour, title) == ("tab:red", "net for x (grey: data)") and near(torch.tensor(points)) > 0.87
 
 
 def test_same_seed_same_numbers_and_another_seed_others(lesson):

