@@ -8,16 +8,16 @@ have a density p: noise at t = 0, data at t = 1. We want a velocity v(xt, t) suc
 start as noise and move with v have this density at every t. Moving points never appear or vanish,
 so where p rises, more points flow in than out. This is the continuity equation:
     dp/dt = -div(p v)
-It also holds for the points on the lines, which move with x - eps. Many lines cross at a place, and
-each adds its share of p times its velocity to the flow: in all, p times the MEAN velocity. Only
-this sum enters the equation, so the mean, v = E[x - eps | xt], obeys it as well.
-On real data nobody can compute this mean. But a net can learn it from one line at a time: train it
-on x - eps (the easy loss) instead of v (the impossible loss). For every net,
+It also holds for the points on the lines. They move with x - eps, and where lines meet, flows add:
+    sum over lines of (their share of p) (x - eps) = p E[x - eps | xt]
+The equation sees only this sum. So the mean, v = E[x - eps | xt], obeys it, and a crowd that starts
+as p and moves with v stays p. On real data nobody can compute this mean. But a net learns it from
+one line at a time if it is trained on x - eps (the easy loss) and not on v (the impossible loss):
     easy loss = impossible loss + spread of x - eps around v
 (no mixed term, as x - eps - v has mean 0 at each xt). So both losses have the same gradient.
 C1 The mean obeys the continuity equation at every place and time.
 C2 A net trained by the easy loss carries noise to the places where the exact v carries it.
-RUN    python 05_cfm.py             (6 seconds; slider: share of eps in the target)
+RUN    python 05_cfm.py             (6 seconds; slider: another share in the exact mean)
 BREAK  python 05_cfm.py --share 0   the net learns E[x | xt], which ends elsewhere: C1, C2 fail
 PAPER  Lipman et al. 2022, arXiv 2210.02747, equations 8 (mean), 9 (easy loss), 26 (continuity)"""
 import argparse

@@ -399,23 +399,23 @@ def short(ns, piece):
 
 
 def test_in_the_grid_of_ddpm_and_flow_by_mlp_and_dit_both_dits_draw_and_no_mlp_does(short):
-    """DiT: flow .25 to .28, DDPM .28 to .32. MLP: flow 1.0, DDPM .95."""
+    """Six seeds. DiT: flow .26 to .29, DDPM .30 to .31. MLP: flow 1.0, DDPM .95."""
     assert max(short["DiT"], short["DiT, DDPM"]) < 0.4
     assert min(short["MLP"], short["MLP, DDPM"]) > 0.75
 
 
 def test_the_mlp_asked_for_x_is_nearer_than_the_dit(short):
-    """.18 to .2 after as many iterations."""
+    """.18 to .19 after as many iterations."""
     assert short["MLP asked for x"] < 0.24 and short["MLP asked for x"] - short["DiT"] < -0.02
 
 
 def test_one_number_a_picture_makes_the_mlp_level_with_the_dit(short):
-    """.25 to .29, where it had 1.0."""
+    """.24 to .28, where it had 1.0."""
     assert short["MLP with a gain"] < 0.4 and abs(short["MLP with a gain"] - short["DiT"]) < 0.1
 
 
 def test_without_attention_the_digits_are_blurred(short, ns):
-    """.31, which is .04 to .05 above the same DiT with attention."""
+    """.31 to .32, which is .03 to .05 above the same DiT with attention."""
     assert short["DiT, attention cut"] - short["DiT"] > 0.015 and short["DiT, attention cut"] > 1.1 * ns.blur
 
 
@@ -443,7 +443,7 @@ def test_a_dit_with_its_attention_cut_draws_the_two_coordinates_of_a_ring_apart(
     """Its best is the product of the marginals, .016 from the ring."""
     table, nets = ring
     assert abs(table["apart"] - 0.016) < 0.004
-    assert table["cut"] - table["whole"] > 0.005
+    assert table["cut"] - table["whole"] > 0.008
     torch.manual_seed(0)
     xt, y, t = torch.randn(4, 2, 1), torch.zeros(4, dtype=torch.long), torch.full((1, 1, 1), 0.5)
     for name, seen in [("cut", [0, 0]), ("causal", [0, 1]), ("whole", [1, 1])]:  # does token 0 see 1; does 1 see 0
@@ -455,13 +455,13 @@ def test_a_dit_with_its_attention_cut_draws_the_two_coordinates_of_a_ring_apart(
 
 
 def test_a_causal_mask_costs_on_the_ring_too(ring):
-    """The second coordinate sees the first, but the first not the second: .006 to .016, nine seeds."""
-    assert ring[0]["causal"] - ring[0]["whole"] > 0.001
+    """The second coordinate sees the first, but the first not the second: .010 to .017, six seeds; the cut .015 to .018."""
+    assert ring[0]["causal"] - ring[0]["whole"] > 0.003 and ring[0]["causal"] - ring[0]["cut"] < 0.004
 
 
 def test_in_the_plane_an_mlp_of_as_many_weights_is_as_near_as_the_dit(ring):
     table, nets = ring
-    assert abs(weights(nets["mlp"]) / weights(nets["whole"]) - 1) < 0.15 and table["mlp"] - table["whole"] < 0.004
+    assert abs(weights(nets["mlp"]) / weights(nets["whole"]) - 1) < 0.15 and table["mlp"] - table["whole"] < 0.008
 
 
 @pytest.mark.parametrize("gate, rate, ramp", [(0, 0.015, 1), (0.1, 0.015, 1), (1, 0.015, 1), (1, 0.03, 75)])
