@@ -17,7 +17,7 @@ one line at a time if it is trained on x - eps (the easy loss) and not on v (the
 (no mixed term, as x - eps - v has mean 0 at each xt). So both losses have the same gradient.
 C1 The mean obeys the continuity equation at every place and time.
 C2 A net trained by the easy loss carries noise to the places where the exact v carries it.
-RUN    python 05_cfm.py             (6 seconds; slider: another share in the exact mean)
+RUN    python 05_cfm.py             (5 seconds; slider: another share in the exact mean)
 BREAK  python 05_cfm.py --share 0   the net learns E[x | xt], which ends elsewhere: C1, C2 fail
 PAPER  Lipman et al. 2022, arXiv 2210.02747, equations 8 (mean), 9 (easy loss), 26 (continuity)"""
 import argparse

@@ -12,7 +12,7 @@ and the path bends: a few straight steps miss the data. Reflow: follow v from ea
 it reaches, and train a second net on these pairs. Each eps now has ONE x, and lines from near eps
 mostly run side by side, so there is little to average: its loss is near 0, its v nearly constant.
 C1 --steps Euler steps end closer to the data than noise is. C2 ONE step after reflow: 10x closer.
-RUN    python 06_euler.py --steps 5    (8 seconds; --data FILE learns points of your own)
+RUN    python 06_euler.py --steps 5    (7 seconds; --data FILE learns points of your own)
 BREAK  python 06_euler.py --steps 1    noise at t = 0 tells nothing of x: all go to the mean
 PAPER  Liu et al. 2022, arXiv 2209.03003, equation 1 (the loss) and algorithm 1 (reflow)"""
 import argparse

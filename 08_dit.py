@@ -15,7 +15,7 @@ velocity contains eps, 256 random numbers that the net must pass on. A token of 
 16 of its patch. If ONE token holds the picture, the net is only an MLP and has no room.
 C1 The DiT draws the digits we want.   C2 The MLP leaves noise in them.
 C3 At a high rate, without a slow start, a DiT learns with gates from 0, but not from 1.
-RUN    python 08_dit.py               (12 seconds)
+RUN    python 08_dit.py               (17 seconds)
 BREAK  python 08_dit.py --tokens 1    makes the first net an MLP, too: C1 fails
 PAPER  Peebles, Xie 2022, arXiv 2212.09748, section 3.2"""
 import argparse

@@ -13,7 +13,7 @@ become about 4^w. But in noise, places near the other moon are less sure: a larg
 C1 Schedule: equal angles (the cosine schedule) end closer to the exact ends than linear beta.
 C2 Solver: Heun needs two calls of the net a step, and still beats Euler with twice the steps.
 C3 Guidance: with w = 2, samples of "upper" are closer to the clean upper moon than with w = 1.
-RUN    python 09_knobs.py              (5 seconds; sliders: steps of Heun, w)
+RUN    python 09_knobs.py              (6 seconds; sliders: steps of Heun, w)
 BREAK  python 09_knobs.py --steps 2    two steps of Heun are too long for it: C2 fails
        python 09_knobs.py --w 8        the samples crowd at one side or leave the moon: C3 fails
 PAPER  arXiv 2102.09672, equation 17 (schedule); 2202.00512 (v); 2207.12598 (guidance)"""

@@ -16,7 +16,7 @@ a few of them are nearest to every z and move there. The others are never chosen
 rounds both numbers in z to one of 7 levels. So wherever z goes, one of its 49 codes is near.
 C1 Codes that start far away collapse. Moving every unused code to some z is the cure.
 C2 FSQ uses most of its codes without a cure.   C3 Without straight-through its error stays large.
-RUN    python 11_vq.py                 (6 seconds; the sliders train the first VQ again)
+RUN    python 11_vq.py                 (7 seconds; the sliders train the first VQ again)
 BREAK  python 11_vq.py --no-restart    C1 fails: the second VQ collapses like the first
 PAPER  arXiv 1711.00937 (VQ), 2005.00341 (restart), 2309.15505 (FSQ), 2012.09841 (VQGAN: a second
        net judges whether the drawn picture looks real; not run here)"""

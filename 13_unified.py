@@ -9,7 +9,7 @@ p(next token | tokens so far) in any medium. Two towers: its first block reads, 
 C1 any to any, six directions: the begin marker alone says which medium is to be written
 C2 an edit: picture, words -> changed picture    C3 recall: the first of 32 frames (guess: 1/4)
 C4 towers that pass ONE vector on learn far fewer objects in this time   C5 ALL: a third of it does
-RUN    python 13_unified.py    (22 s; radio: what is given of a scene, with 10 objects it breaks)
+RUN    python 13_unified.py    (24 s; radio: what is given of a scene, with 10 objects it breaks)
 BREAK  python 13_unified.py --markers off (a medium of two: C1) or --absolute (C1, C2, often C3)
 PAPER  Chameleon, arXiv 2405.09818; LWM, 2402.08268; JanusFlow, 2411.07975 (lesson 15)"""
 import argparse

@@ -10,7 +10,7 @@ C1 pooled knows WHAT, not WHERE: words in place .3 .. 9/16 (blind guess 1/4, a b
    the best guess from a bag 9/16), while C2 --interface, joint and janus draw whole scenes right
 C3 trained on captions with 1/3 random words, 3/4 of its words are right, as of theirs: recaption
 C4 guidance, null + w (cond - null): pixels are clean at --w, not at 12 (w = 3 repairs much of C3)
-RUN    python 15_hybrid.py    (22 s; sliders: caption, w; every interface is drawn)
+RUN    python 15_hybrid.py    (24 s; sliders: caption, w; every interface is drawn)
 BREAK  python 15_hybrid.py --interface pooled (C2, C3 fail) or --captions noisy (C2) or --w 12 (C4)
 PAPER  Imagen 2205.11487 (cross), SD3 2403.03206 (joint), JanusFlow 2411.07975, DiT 2212.09748"""
 import argparse
