@@ -8,14 +8,13 @@ t x + (1 - t) eps and learns the velocity x - eps. It is also told y, the digit 
 (diffusion transformer) cuts xt into 16 patches of 4 x 4 pixels. One matrix makes each patch a
 token, a vector of 48 numbers. Blocks then change the tokens h, in two steps each:
     h = h + gate * f((1 + scale) * norm(h) + shift)
-First f is attention: every token takes a weighted mean of all tokens. Then f is an MLP for each
-token alone. A matrix (adaLN) makes shift, scale and gate from t and y. It starts at 0 (adaLN-Zero),
-so a new block returns h unchanged and disturbs nothing until it has learned. Why patches? The
-velocity contains eps, 256 random numbers that the net must pass on. A token of 48 has room for the
-16 of its patch. If ONE token holds the picture, the net is only an MLP and has no room.
+First f is attention: each token takes a weighted mean of all tokens. Then f is an MLP for each
+token. A matrix (adaLN) makes shift, scale and gate from t and y. It starts at 0 (adaLN-Zero), so a
+new block returns h unchanged. Why patches? The velocity contains eps, 256 numbers that the net must
+pass on. A token of 48 has room for the 16 of a patch. ONE token for all (an MLP) is too small.
 C1 The DiT draws the digits we want.   C2 The MLP leaves noise in them.
 C3 At a high rate, without a slow start, a DiT learns with gates from 0, but not from 1.
-RUN    python 08_dit.py               (17 seconds)
+RUN    python 08_dit.py               (15 seconds)
 BREAK  python 08_dit.py --tokens 1    makes the first net an MLP, too: C1 fails
 PAPER  Peebles, Xie 2022, arXiv 2212.09748, section 3.2"""
 import argparse
@@ -36,7 +35,8 @@ if args.iters < 1 or args.seed < 0:
     parser.error("--iters must be 1 or more, --seed 0 or more")
 torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # nets this small are fastest on one core
-torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")  # for nets, data
+if torch.cuda.is_available():
+    torch.set_default_device("cuda")  # for nets and data
 
 # --- data: the digits, a list of 40 pictures; p_data draws each of them equally often
 FONTS = ["DejaVu Sans", "DejaVu Serif", "STIXGeneral", "cmss10"]  # they come with matplotlib
