@@ -50,7 +50,7 @@ def labelled_moons(n):
 # --- method, knob 1: schedule, the angles at which a sampler stops between noise and data
 ABAR = (1 - torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])).cumprod(0)
 def linear_beta(n_steps):
-    """Angles (n_steps + 1,), even in DDPM's time k: half of them lie within 17 degrees of noise."""
+    """Angles (n_steps + 1,), evenly spaced in DDPM's time k: half lie within .3 of noise."""
     k = torch.linspace(1000, 0, n_steps + 1).round().long()
     return ABAR[k].sqrt().asin()  # since a = sqrt(abar) = sin(phi)
 def equal_angles(n_steps):
@@ -81,7 +81,7 @@ def follow(v, x, angles, step):
 
 # --- train
 def train_labelled(iters):
-    """Learn the mean v. Returns v(xt, phi, label): phi, label are one number or (B, 1)."""
+    """Learn the mean v. Returns v(xt, phi, label): phi, label are tensors, one number or (B, 1)."""
     net = nn.Sequential(nn.Linear(4, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
                         nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
     def ask(xt, phi, label):
@@ -93,7 +93,7 @@ def train_labelled(iters):
         label[torch.rand(1024) < 0.1] = BLANK  # one in ten, as guidance will ask without a label
         eps, phi = torch.randn(1024, 2), torch.rand(1024, 1) * torch.pi / 2
         xt = phi.sin() * x + phi.cos() * eps
-        target = phi.cos() * x - phi.sin() * eps  # v: unlike x or eps, useful at both ends
+        target = phi.cos() * x - phi.sin() * eps  # v; x, or eps, can be read off xt at one end
         loss = (ask(xt, phi, label) - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -113,7 +113,7 @@ plain = guide(v, 1, UPPER, BLANK)
 exact = follow(plain, noise, equal_angles(200), heun)  # so many steps that more change nothing
 ends = [follow(plain, noise, linear_beta(2 * args.steps), euler),
         follow(plain, noise, equal_angles(2 * args.steps), euler),
-        follow(plain, noise, equal_angles(args.steps), heun)]  # each asks plain 2 steps times
+        follow(plain, noise, equal_angles(args.steps), heun)]  # each asks plain 2 * steps times
 miss = [(end - exact).norm(dim=1).mean().item() for end in ends]  # C1, C2
 upper = MU[torch.randint(32, (2500,))] + STD * torch.randn(2500, 2)  # no wrong label among these
 guided = follow(guide(v, args.w, UPPER, BLANK), noise, equal_angles(200), heun)
@@ -128,7 +128,7 @@ guidance = plt.Slider(plt.axes([0.75, 0.02, 0.2, 0.04]), "w", 0, 8, valinit=args
 def draw(_):
     for ax, w in (left, 1), (right, guidance.val):
         x = follow(guide(v, w, UPPER, BLANK), noise, equal_angles(int(steps.val)), heun)
-        distance = energy_distance(x, upper)  # red: farther than w = 1, in many steps, by half
+        distance = energy_distance(x, upper)  # red: over 1.5 x w = 1 in 200 steps
         ax.clear()
         ax.plot(upper[:, 0], upper[:, 1], ".", color="0.7", ms=2)
         ax.plot(x[:, 0], x[:, 1], ".", c="tab:red" if distance > 1.5 * before else "tab:blue", ms=2)
