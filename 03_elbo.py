@@ -53,10 +53,10 @@ def exact_means(xt, a, s):
     """E[x | xt] and E[eps | xt] of the moons, (B, 2) each, for xt = a x + s eps; a, s (B, 1)."""
     var = (a * STD) ** 2 + s**2  # of xt around a mu, if its x came from the Gaussian at mu
     square = (xt[:, None] - a[:, None] * MU).square().sum(2)  # (B, 64, 2), summed to (B, 64)
-    odds = (-square / (2 * var)).softmax(1)  # (B, 64), by Bayes' rule: which mu it was
-    centre = odds @ MU  # (B, 2), the mean of mu
+    weight = (-square / (2 * var)).softmax(1)  # (B, 64), p(mu | xt): Bayes' rule for equal p(mu)
+    centre = weight @ MU  # (B, 2), the mean of mu
     off = xt - a * centre  # (B, 2), the mean of a (x - mu) + s eps
-    # of a sum of two Gaussians, each has its share by variance: (a STD)^2 / var, and s^2 / var
+    # by variance, (a STD)^2 / var of it is a (x - mu), and s^2 / var is s eps; divide by a and s
     return centre + a * STD**2 / var * off, s / var * off
 
 BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])[:, None]  # t = 0 .. 1000

@@ -8,18 +8,18 @@ have a density p: noise at t = 0, data at t = 1. We want a velocity v(xt, t) suc
 start as noise and move with v have this density at every t. Moving points never appear or vanish,
 so where p rises, more points flow in than out. This is the continuity equation:
     dp/dt = -div(p v)
-It also holds for the points on the lines. They move with x - eps, and where lines meet, flows add:
-    sum over lines of (their share of p) (x - eps) = p E[x - eps | xt]
-The equation sees only this sum. So the mean, v = E[x - eps | xt], obeys it, and a crowd that starts
-as p and moves with v stays p. On real data nobody can compute this mean. But a net learns it from
-one line at a time if it is trained on x - eps (the easy loss) and not on v (the impossible loss):
-    easy loss = impossible loss + spread of x - eps around v
-(no mixed term, as x - eps - v has mean 0 at each xt). So both losses have the same gradient.
+It holds for the points that go to one x, which have one velocity, x - eps, at each place. Densities
+and flows add up, so it holds for all points: p v is the sum over x of (density of points that go to
+x) (x - eps). Divided by p, this is a mean, v = E[x - eps | xt]. As the equation says how p goes on,
+points that start as noise and move with v have density p at each t. On real data nobody knows v.
+But a net learns it if it is trained on x - eps, one line at a time, because at each xt and t
+    mean of |net - (x - eps)|^2 = |net - v|^2 + mean of |v - (x - eps)|^2
+(the mixed term is 0, since x - eps has mean v). The last term does not depend on the net.
 C1 The mean obeys the continuity equation at every place and time.
-C2 A net trained by the easy loss carries noise to the places where the exact v carries it.
+C2 A net trained on x - eps carries noise to the places where the exact v carries it.
 RUN    python 05_cfm.py             (5 seconds; slider: another share in the exact mean)
 BREAK  python 05_cfm.py --share 0   the net learns E[x | xt], which ends elsewhere: C1, C2 fail
-PAPER  Lipman et al. 2022, arXiv 2210.02747, equations 8 (mean), 9 (easy loss), 26 (continuity)"""
+PAPER  Lipman et al. 2022, arXiv 2210.02747, equations 8 (mean), 9 (loss), 26 (continuity)"""
 import argparse
 import matplotlib.pyplot as plt
 import torch
@@ -50,10 +50,10 @@ def exact_means(xt, a, s):
     """E[x | xt] and E[eps | xt] of the moons, (B, 2) each, for xt = a x + s eps; a, s (B, 1)."""
     var = (a * STD) ** 2 + s**2  # of xt around a mu, if its x came from the Gaussian at mu
     square = (xt[:, None] - a[:, None] * MU).square().sum(2)  # (B, 64, 2), summed to (B, 64)
-    odds = (-square / (2 * var)).softmax(1)  # (B, 64), by Bayes' rule: which mu it was
-    centre = odds @ MU  # (B, 2), the mean of mu
+    weight = (-square / (2 * var)).softmax(1)  # (B, 64), p(mu | xt): Bayes' rule for equal p(mu)
+    centre = weight @ MU  # (B, 2), the mean of mu
     off = xt - a * centre  # (B, 2), the mean of a (x - mu) + s eps
-    # of a sum of two Gaussians, each has its share by variance: (a STD)^2 / var, and s^2 / var
+    # by variance, (a STD)^2 / var of it is a (x - mu), and s^2 / var is s eps; divide by a and s
     return centre + a * STD**2 / var * off, s / var * off
 
 def mean_target(xt, t, share=1):
@@ -74,9 +74,9 @@ def continuity(v, xt, t):
     flow = p[:, None] * v(xt, t)  # (B, 2)
     # subtle: row i of p and flow depends on row i of xt and t alone, so sums do not mix rows
     rise, = torch.autograd.grad(p.sum(), t, retain_graph=True)  # (B, 1)
-    dx, = torch.autograd.grad(flow[:, 0].sum(), xt, retain_graph=True)  # (B, 2)
-    dy, = torch.autograd.grad(flow[:, 1].sum(), xt)
-    return rise[:, 0], -(dx[:, 0] + dy[:, 1])
+    slope_0, = torch.autograd.grad(flow[:, 0].sum(), xt, retain_graph=True)  # (B, 2)
+    slope_1, = torch.autograd.grad(flow[:, 1].sum(), xt)  # (B, 2), of the flow's second number
+    return rise[:, 0], -(slope_0[:, 0] + slope_1[:, 1])
 
 def carry(v, xt):
     """Follow v from noise xt (B, 2) to t = 1, in 50 steps so small that they do not show."""
@@ -97,7 +97,7 @@ def train_mean(share, iters):
         xt = t * x + (1 - t) * eps
         target = x - share * eps
         v_hat = net(torch.cat([xt, t], 1))
-        loss = (v_hat - target).square().mean()  # equation 9, the easy loss
+        loss = (v_hat - target).square().mean()  # equation 9
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -121,7 +121,7 @@ fig, (flows, learned, wrong) = plt.subplots(1, 3, figsize=(13, 4.8))
 fig.subplots_adjust(left=0.05, right=0.99, bottom=0.2, top=0.93)
 slider = plt.Slider(plt.axes([0.3, 0.03, 0.4, 0.03]), "share", 0, 1, valinit=0)
 learned.plot(x[:, 0], x[:, 1], ".", color="0.7", ms=2)
-learned.plot(landed[:, 0], landed[:, 1], ".", color="tab:blue" if off < 0.15 else "tab:red", ms=2)
+learned.plot(landed[:, 0], landed[:, 1], ".", color="tab:blue" if off < STD else "tab:red", ms=2)
 learned.set(title="the net carries noise to data (grey)", xlim=(-3, 3), ylim=(-3, 3))
 def draw(share):
     field = lambda xt, t: mean_target(xt, t, share)
@@ -143,8 +143,8 @@ fig.savefig("05_cfm.png", dpi=120)
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
-claim("C1", "relative error of the equation (of a v 10 % too slow: .1)", error, "<", 1e-10)
-claim("C2", f"mean distance to where exact v ends (STD is {STD:.2f})", off, "<", 0.15)
+claim("C1", "relative error of the equation (a v 10 % too slow has .1)", error, "<", 1e-10)
+claim("C2", "mean distance to where exact v ends (bound: a moon's STD)", off, "<", STD)
 print("figure: 05_cfm.png")
 if plt.get_backend().lower() != "agg":  # no window without a display
     plt.show()

@@ -9,9 +9,9 @@ answer is the mean of their velocities, v(xt, t) = E[x - eps | xt]. The mean is 
 moves with v is spread, at every t, like the points on the lines (lesson 05 shows why).
 To sample, solve dx/dt = v(x, t). As t grows, xt says more of where it will end, so the mean turns
 and the path bends: a few straight steps miss the data. Reflow: follow v from each eps to the x that
-it reaches, and train a second net on these pairs. Each eps now has ONE x, and lines from near eps
-mostly run side by side, so there is little to average: its loss is near 0, its v nearly constant.
-C1 --steps Euler steps end closer to the data than noise is. C2 ONE step after reflow: 10x closer.
+it reaches, and train a second net on these pairs. Paths of v cannot cross, as v has one value at
+each place and time, so near eps reach near x. Their lines hardly cross, and v is nearly constant.
+C1 --steps Euler steps end closer to data than noise is. C2 ONE, after reflow, ends 10 times closer.
 RUN    python 06_euler.py --steps 5    (7 seconds; --data FILE learns points of your own)
 BREAK  python 06_euler.py --steps 1    noise at t = 0 tells nothing of x: all go to the mean
 PAPER  Liu et al. 2022, arXiv 2209.03003, equation 1 (the loss) and algorithm 1 (reflow)"""
@@ -52,9 +52,9 @@ def read_points(path):
     assert path.endswith((".csv", ".tsv", ".txt")), "not .csv, .tsv, .txt, .npy, .png or .jpg"
     points = []
     for number, line in enumerate(open(path, encoding="utf-8-sig").read().strip().splitlines(), 1):
-        comma = "." if "\t" in line or ";" in line else " "  # beside those, it is a decimal comma
+        comma_is = "." if "\t" in line or ";" in line else " "  # 1,5;2,5: it is a decimal point
         try:
-            points.append([float(n) for n in line.replace(",", comma).replace(";", " ").split()])
+            points.append([float(n) for n in line.replace(",", comma_is).replace(";", " ").split()])
         except ValueError:
             assert number == 1, f"row {number} is not a number: {line}"  # row 1 may be a header
     return points
@@ -104,7 +104,7 @@ def train_velocity(x, eps, iters):
         optimizer.step()
     print(f"{iters} iterations, loss {loss:.4f}")
     return lambda xt, t: net(torch.cat([xt, torch.full_like(xt[:, :1], t)], 1)).detach()
-eps = torch.randn_like(x)  # one for each x: pairs at random, before reflow makes better ones
+eps = torch.randn_like(x)  # one for each x, at random, and kept: reflow will find each a better x
 first = train_velocity(x, eps, args.iters)
 reached = solve(first, eps, 10, rk4)[-1]  # 10 steps of RK4 are as good as exact
 second = train_velocity(reached, eps, args.iters)  # reflow

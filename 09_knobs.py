@@ -6,15 +6,13 @@
 Between noise eps and data x lie mixes of the two, at an angle phi that grows from 0 to pi / 2:
     xt = a x + s eps,    a = sin(phi),  s = cos(phi),    v = d xt / d phi = s x - a eps.
 The net learns the mean of v over all pairs (x, eps) behind xt. Noise that follows it in tiny steps
-becomes data (lesson 05), at its "exact end". The net also reads a label, upper or lower moon, wrong
-in one of five cases. So samples of "upper" lie on it with odds of 4 to 1. Guidance takes w times
-the label's pull, cond - null, which is s / a times the slope of log p(label | xt). So the odds
-become about 4^w. But in noise, places near the other moon are less sure: a large w empties them.
+becomes data (lesson 05). Where it arrives is its exact end. The net also reads a label, upper or
+lower moon, wrong in one of five cases, so samples of "upper" lie there with odds of 4 to 1 only.
 C1 Schedule: equal angles (the cosine schedule) end closer to the exact ends than linear beta.
-C2 Solver: Heun needs two calls of the net a step, and still beats Euler with twice the steps.
+C2 Solver: Heun asks for v twice a step, and still beats Euler with twice the steps.
 C3 Guidance: with w = 2, samples of "upper" are closer to the clean upper moon than with w = 1.
 RUN    python 09_knobs.py              (6 seconds; sliders: steps of Heun, w)
-BREAK  python 09_knobs.py --steps 2    two steps of Heun are too long for it: C2 fails
+BREAK  python 09_knobs.py --steps 2    steps are too long for Heun: C2 fails
        python 09_knobs.py --w 8        the samples crowd at one side or leave the moon: C3 fails
 PAPER  arXiv 2102.09672, equation 17 (schedule); 2202.00512 (v); 2207.12598 (guidance)"""
 import argparse
@@ -50,7 +48,7 @@ def labelled_moons(n):
 # --- method, knob 1: schedule, the angles at which a sampler stops between noise and data
 ABAR = (1 - torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])).cumprod(0)
 def linear_beta(n_steps):
-    """Angles (n_steps + 1,), evenly spaced in DDPM's time k: half lie within .3 of noise."""
+    """Angles (n_steps + 1,), evenly spaced in DDPM's time k: half lie below .3."""
     k = torch.linspace(1000, 0, n_steps + 1).round().long()
     return ABAR[k].sqrt().asin()  # since a = sqrt(abar) = sin(phi)
 def equal_angles(n_steps):
@@ -64,7 +62,9 @@ def heun(v, x, t, h):
     k1 = v(x, t)
     return x + h * (k1 + v(x + h * k1, t + h)) / 2
 
-# --- method, knob 3: guidance
+# --- method, knob 3: guidance. The mean of v is s / a (xt + slope of log p(xt)) (lesson 07), so, by
+# Bayes' rule, cond - null is s / a times the slope of log p(label | xt). Taken w times, it makes
+# odds of 4 about 4^w, but empties places that noise makes less sure: the right foot in the figure.
 def guide(v, w, label, blank):
     """The velocity v(xt, phi, label) with guidance w: a function of xt and phi."""
     def guided(xt, phi):
@@ -93,7 +93,7 @@ def train_labelled(iters):
         label[torch.rand(1024) < 0.1] = BLANK  # one in ten, as guidance will ask without a label
         eps, phi = torch.randn(1024, 2), torch.rand(1024, 1) * torch.pi / 2
         xt = phi.sin() * x + phi.cos() * eps
-        target = phi.cos() * x - phi.sin() * eps  # v; x, or eps, can be read off xt at one end
+        target = phi.cos() * x - phi.sin() * eps  # v
         loss = (ask(xt, phi, label) - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -113,7 +113,7 @@ plain = guide(v, 1, UPPER, BLANK)
 exact = follow(plain, noise, equal_angles(200), heun)  # so many steps that more change nothing
 ends = [follow(plain, noise, linear_beta(2 * args.steps), euler),
         follow(plain, noise, equal_angles(2 * args.steps), euler),
-        follow(plain, noise, equal_angles(args.steps), heun)]  # each asks plain 2 * steps times
+        follow(plain, noise, equal_angles(args.steps), heun)]  # each calls plain 2 * steps times
 miss = [(end - exact).norm(dim=1).mean().item() for end in ends]  # C1, C2
 upper = MU[torch.randint(32, (2500,))] + STD * torch.randn(2500, 2)  # no wrong label among these
 guided = follow(guide(v, args.w, UPPER, BLANK), noise, equal_angles(200), heun)
@@ -122,13 +122,13 @@ before, after = energy_distance(exact, upper), energy_distance(guided, upper)  #
 # --- figure
 fig, (bars, left, right) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
 bars.bar(["linear beta,\nEuler", "equal angles,\nEuler", "equal angles,\nHeun"], miss)
-bars.set_title(f"distance to the exact ends, {2 * args.steps} calls")
+bars.set_title(f"distance to the exact ends, {2 * args.steps} times v")
 steps = plt.Slider(plt.axes([0.4, 0.02, 0.2, 0.04]), "steps", 1, 50, valinit=args.steps, valstep=1)
 guidance = plt.Slider(plt.axes([0.75, 0.02, 0.2, 0.04]), "w", 0, 8, valinit=args.w)
 def draw(_):
     for ax, w in (left, 1), (right, guidance.val):
         x = follow(guide(v, w, UPPER, BLANK), noise, equal_angles(int(steps.val)), heun)
-        distance = energy_distance(x, upper)  # red: over 1.5 x w = 1 in 200 steps
+        distance = energy_distance(x, upper)  # red: 1.5 times that of w = 1
         ax.clear()
         ax.plot(upper[:, 0], upper[:, 1], ".", color="0.7", ms=2)
         ax.plot(x[:, 0], x[:, 1], ".", c="tab:red" if distance > 1.5 * before else "tab:blue", ms=2)

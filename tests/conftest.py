@@ -16,8 +16,6 @@ import torch
 
 matplotlib.rcParams["figure.max_open_warning"] = 0  # each run leaves its figure open for the tests
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-DENSE = {"13_unified", "14_reasoning_gen", "15_hybrid"}
-# subtle: the lessons in DENSE are not yet held to the density and the pasting that the others keep (test_card)
 
 
 def paste(name, *wanted):

@@ -2,17 +2,20 @@
 
 python tests/regenerate.py            figures, seconds (README, docstrings), the example of 06; prints a table
 python tests/regenerate.py --check    prints that table, changes nothing: status 1 if more than seconds would change
+python tests/regenerate.py --moving   the moving pictures: each lesson's own widget, from good to broken and back
 python tests/regenerate.py --seeds 2000 2009 --jobs 2 --keep seeds.json
                                       the column "min .. max" of the claims tables (half an hour on two cores)
 
 Seconds belong to the machine: let nothing else run. The status is 1, too, if a claim fails or a lesson stops."""
 import argparse
 import ast
+import contextlib
 import json
 import math
 import os
 import pathlib
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -23,6 +26,24 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+GALLERY = ROOT / ".github" / "gallery"
+MOVES = {  # the name of the widget, and its values on the way from good to broken
+    "01_problem": ("slider", [50, 20, 10, 7, 5, 4, 3, 2, 1]),
+    "02_ddpm_forward": ("length", [1000, 700, 500, 400, 300, 200, 150, 100, 50, 20]),
+    "03_elbo": ("radio", [2, 3, 1, 0]),  # eps, eps with w, x, mean
+    "04_ancestral": ("slider", [100, 50, 20, 10, 7, 5, 3, 2, 1]),
+    "05_cfm": ("slider", [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2, 0]),
+    "06_euler": ("slider", [50, 20, 10, 7, 5, 4, 3, 2, 1]),
+    "07_bridge": ("steps", [50, 30, 20, 10, 7, 5, 3, 2, 1]),
+    "08_dit": ("slider", [20, 15, 10, 7, 5, 4, 3, 2, 1]),
+    "09_knobs": ("guidance", [1, 1.5, 2, 3, 4, 5, 6, 7, 8]),
+    "10_discrete": ("calls", [16, 12, 8, 6, 4, 3, 2, 1]),
+    "11_vq": ("start", [0, 0.3, 0.6, 0.9, 1.2, 1.5, 2, 2.5, 3]),
+    "12_maskgit": ("slider", [1, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1, 0]),
+    "13_unified": ("slider", [1, 2, 3, 4, 5, 6, 7, 8]),
+    "14_reasoning_gen": ("think", [4, 3, 2, 1, 0]),
+    "15_hybrid": ("slider", [0, 5, 10, 15, 20, 25, 30, 35, 40]),
+}
 
 
 def run(name, *flags, figure=False, **environment):
@@ -38,7 +59,7 @@ def run(name, *flags, figure=False, **environment):
             memory = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
         status, seconds = process.wait(), time.time() - start
         if figure and status == 0:
-            shutil.copy(pathlib.Path(folder, f"{name}.png"), ROOT / ".github" / "gallery")
+            shutil.copy(pathlib.Path(folder, f"{name}.png"), GALLERY)
         out.seek(0)
         text = out.read()
         if status:
@@ -121,14 +142,47 @@ def many_seeds(names, seeds, jobs, keep):
     return {name: [kept[key] for key in keys if keys[key][0] == name] for name in names}
 
 
+def moving(name):
+    """Write NN_name.gif: the lesson's own figure while its widget goes from good to broken and back, 8 seconds."""
+    import numpy as np
+    from PIL import Image  # it comes with matplotlib
+
+    before, argv, sys.argv = os.getcwd(), sys.argv, [f"{name}.py"]
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
+        os.chdir(folder)
+        try:
+            ns = runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
+        finally:
+            os.chdir(before)
+            sys.argv = argv
+    knob, values = MOVES[name]
+    widget, frames = ns[knob], []
+    for value in values:
+        widget.set_val(value) if hasattr(widget, "set_val") else widget.set_active(value)
+        ns["fig"].canvas.draw()
+        picture = Image.fromarray(np.asarray(ns["fig"].canvas.buffer_rgba())[:, :, :3])
+        picture = picture.resize((720, round(720 * picture.height / picture.width)), Image.Resampling.LANCZOS)
+        frames.append(picture.quantize(64, dither=Image.Dither.NONE))
+    way = frames + frames[-2:0:-1]  # there, and back without showing the ends twice
+    still = [1600 if frame is frames[0] or frame is frames[-1] else 4800 // (len(way) - 2) for frame in way]
+    way[0].save(GALLERY / f"{name}.gif", save_all=True, append_images=way[1:], duration=still, loop=0, optimize=True)
+    print(f"{name}.gif: {(GALLERY / f'{name}.gif').stat().st_size / 1000:.0f} kB, {sum(still) / 1000:.1f} s", flush=True)
+
+
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--only", nargs="+", default=[""], help="numbers of lessons, as 06 13 (all)")
 parser.add_argument("--seeds", nargs=2, type=int, help="first and last seed for the claims tables")
 parser.add_argument("--jobs", type=int, default=1, help="runs at a time, with --seeds (1)")
 parser.add_argument("--keep", type=pathlib.Path, help="file of what the seeds printed, to go on after a stop")
 parser.add_argument("--check", action="store_true", help="change nothing")
+parser.add_argument("--moving", action="store_true", help="write the moving pictures, and nothing else")
 args = parser.parse_args()
 names = [path.stem for path in sorted(ROOT.glob("[01][0-9]_*.py")) if path.stem.startswith(tuple(args.only))]
+if args.moving:
+    os.environ["MPLBACKEND"] = "Agg"
+    for name in names:
+        moving(name)
+    sys.exit()
 if args.seeds:
     printed = many_seeds(names, args.seeds, args.jobs, args.keep)
 else:

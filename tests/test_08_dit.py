@@ -225,7 +225,7 @@ def test_training_finds_the_mean_of_the_velocities(ns, piece, capsys):
     assert (net.answer - data.mean((0, 1))).abs().max() < 0.25 and not net.answer.requires_grad
     x = data.double().numpy()
     said = capsys.readouterr().out
-    assert f"(answers that never change: {1 + (x**2).mean() - x.mean()**2:.2f})" in said and "1500 iterations" in said
+    assert f"(the best constant answer: {1 + (x**2).mean() - x.mean()**2:.2f})" in said and "1500 iterations" in said
 
 
 def test_training_lowers_the_rate_to_the_last_step(ns, piece, monkeypatch):

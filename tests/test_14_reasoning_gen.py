@@ -1,341 +1,555 @@
-"""Lesson 14: its tasks, masks, staircase, captions, sliders and breaks, by plain Python, float64 and enumeration."""
-import contextlib
+"""Lesson 14: tasks, net and answers by plain loops and float64, the staircase, silence, captions, window and break."""
+import collections
 import itertools
 import math
-from collections import Counter
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from conftest import paste
 from matplotlib.colors import to_hex
+from torch import nn
+from torch.nn import functional as F
 
 NAME = "14_reasoning_gen"
 BLUE, RED = to_hex("tab:blue"), to_hex("tab:red")
+LESSON = paste(NAME, "make_tasks", "edit", "Thinker", "train_thinker", "answer")
+make_tasks, edit, Thinker, answer = LESSON.make_tasks, LESSON.edit, LESSON.Thinker, LESSON.answer
 
 
-@contextlib.contextmanager
-def replaced(function, **names):
-    """The lesson's function with other globals for a while."""
-    before = {k: function.__globals__[k] for k in names}
-    function.__globals__.update(names)
-    try:
-        yield
-    finally:
-        function.__globals__.update(before)
+@pytest.fixture(scope="module")
+def run(lesson):
+    return lesson(NAME)
 
 
-def hop(A, cell, k):
-    """k hops through one picture A (list of 9 tokens)."""
-    for _ in range(k):
-        cell = A[cell] // 4
+@pytest.fixture(scope="module")
+def ns(run):
+    return run.ns
+
+
+@pytest.fixture(scope="module")
+def net(ns):
+    return ns.net
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    torch.manual_seed(114)
+    return make_tasks(400)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(14)
+
+
+def train(iters, **names):
+    """The lesson's training, with other tasks or another net."""
+    other = paste(NAME, "train_thinker")
+    other.train_thinker.__globals__.update(names)
+    torch.manual_seed(0)
+    return other.train_thinker(iters)
+
+
+def right(picture, want):
+    """The share of pictures that are right in all nine cells."""
+    return (picture == want).all(1).double().mean().item()
+
+
+def hop(A, cell, hops):
+    """Hops through pictures A (n, 9) from cell (n, 1)."""
+    for _ in range(hops):
+        cell = A.gather(1, cell)
     return cell
-
-
-def answer(A, B, start, k):
-    place = hop(A, start, k)
-    return [B[place] if cell == place else A[cell] for cell in range(9)]
 
 
 def rows(*tensors):
     return zip(*(t.tolist() for t in tensors))
 
 
-def test_default_run(lesson):
-    run = lesson(NAME)
-    assert run.claims() == {f"C{i}": True for i in range(1, 7)}
-    image = plt.imread(run.folder / f"{NAME}.png")
-    assert image.shape[0] > 400 and image[..., :3].std() > 0.05
-    assert sum(line.startswith("iter") for line in run.text.splitlines()) == 8
+def test_default_run_keeps_every_claim_and_draws(run):
+    assert run.claims() == {"C1": True, "C2": True, "C3": True}
+    picture = plt.imread(run.folder / f"{NAME}.png")
+    assert picture.shape[1] > 1000 and picture[..., :3].std() > 0.05
+    assert run.text.splitlines()[-1] == f"figure: {NAME}.png" and "400 iterations, loss" in run.text
 
 
-def test_tasks_by_brute_force(lesson):
-    ns = lesson(NAME).ns
-    torch.manual_seed(7)
-    for new in (False, True):
-        path, A, B = ns.tasks(4000, new)
-        for p, a, b in rows(path, A, B):
-            assert sorted(p) == list(range(9)) and sorted(t // 4 for t in a) == list(range(9))
-            assert [hop(a, p[0], k) for k in range(10)] == p + p[:1]  # one cycle through all cells
-            assert all(0 <= t < 36 for t in a + b)
-            assert all(((cell + t) % 7 == 0) == new for cell, t in enumerate(b))
-        # every cell is as often the start and the place; A's shades are uniform, so a caption of hues tells nothing of them
-        for values, n in ((path[:, 0], 9), (path[:, 5], 9), (A.flatten() % 4, 4)):
-            share = torch.bincount(values, minlength=n) / len(values)
-            assert (share - 1 / n).abs().max() < 5 * math.sqrt(1 / n / len(values))
-        assert (torch.bincount(B.flatten(), minlength=36) > 0).sum() >= (35 if new else 36)
+# --- the mathematics by another road
 
 
-def test_wanted_by_brute_force(lesson):
-    ns = lesson(NAME).ns
+def test_a_task_is_a_path_through_all_cells_and_b_differs_everywhere():
+    A, B, path = make_tasks(4000)
+    for a, b, p in rows(A, B, path):
+        cell, walk = p[0], []
+        for _ in range(9):
+            walk.append(cell)
+            cell = a[cell]
+        assert walk == p and cell == p[0] and sorted(p) == list(range(9))
+        assert all(0 <= y < 9 and x != y for x, y in zip(a, b))
+    for k in (0, 3, 5):
+        assert (torch.bincount(path[:, k]) / 4000 - 1 / 9).abs().max() < 0.025  # five standard errors
+    far = torch.bincount((B - A).flatten() % 9) / 36000
+    assert far[0] == 0 and (far[1:] - 1 / 8).abs().max() < 0.009
+
+
+def test_surgery_by_edit_changes_one_cell_and_keeps_the_other_eight_exactly():
+    A, B, path = make_tasks(500)
     for k in range(9):
-        want = [answer(a, b, s, k) for a, b, (s,) in rows(ns.A, ns.B, ns.start)]
-        assert ns.wanted[k].tolist() == want
+        want = [[y if cell == p[k] else x for cell, (x, y) in enumerate(zip(a, b))] for a, b, p in rows(A, B, path)]
+        got = edit(A, B, path[:, k:k + 1])
+        assert got.tolist() == want and ((got != A).sum(1) == 1).all()
 
 
-def reference(ns, A, B, heard, roles):
-    """The transformer on explicit inputs, float64, one head and one row at a time: logits (S, 45)."""
-    def linear(layer, x):
-        return x @ layer.weight.double().T.detach() + layer.bias.double().detach()
+def reference(net, A, B, words, roles):
+    """The layer in float64 numpy, one head and one row at a time: logits (S + 9, 9)."""
+    p = {name: value.detach().double().numpy() for name, value in net.state_dict().items()}
 
-    def norm(x):
-        return (x - x.mean(1, keepdim=True)) / (x.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    def norm(x, name):
+        scaled = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+        return scaled * p[f"layer.{name}.weight"] + p[f"layer.{name}.bias"]
 
-    table = ns.word.weight.double().detach()
-    x = [table[cell] + table[9 + t] + table[51] for cell, t in enumerate(A)]
-    x += [table[cell] + table[9 + t] + table[52] for cell, t in enumerate(B)]
-    x = torch.stack(x + [table[c] + table[45 + r] for c, r in zip(heard, roles)])
-    qkv, out, up, down = ns.layers
-    parts = linear(qkv, norm(x))
-    mixed = torch.zeros(len(x), 48).double()
-    for head in range(4):
-        q, k, v = [parts[:, 48 * i + 12 * head : 48 * i + 12 * head + 12] for i in range(3)]
+    x = [p["digit"][d] + p["cell"][c] + p["role"][6] for c, d in enumerate(A)]
+    x += [p["digit"][d] + p["cell"][c] + p["role"][7] for c, d in enumerate(B)]
+    x += [p["cell"][w] + p["role"][r] for w, r in zip(words, roles)]
+    x = np.stack(x + [p["cell"][c] + p["role"][8] for c in range(9)])
+    C = x.shape[1]
+    parts = norm(x, "norm1") @ p["layer.self_attn.in_proj_weight"].T + p["layer.self_attn.in_proj_bias"]
+    mix = np.zeros_like(x)
+    for head in range(8):
+        q, k, v = [parts[:, C * i + C // 8 * head:C * i + C // 8 * (head + 1)] for i in range(3)]
         for i in range(len(x)):
-            weight = (k[: i + 1] @ q[i] / math.sqrt(12)).softmax(0)
-            mixed[i, 12 * head : 12 * head + 12] = weight @ v[: i + 1]
-    x = x + linear(out, mixed)
-    hidden = linear(up, norm(x))
-    x = x + linear(down, hidden * hidden.sigmoid())
-    return linear(ns.head, norm(x))[18:]
+            score = np.exp(k[:i + 1] @ q[i] / math.sqrt(C // 8))
+            mix[i, C // 8 * head:C // 8 * (head + 1)] = score / score.sum() @ v[:i + 1]
+    x = x + mix @ p["layer.self_attn.out_proj.weight"].T + p["layer.self_attn.out_proj.bias"]
+    up = np.maximum(norm(x, "norm2") @ p["layer.linear1.weight"].T + p["layer.linear1.bias"], 0)
+    x = x + up @ p["layer.linear2.weight"].T + p["layer.linear2.bias"]
+    return x[18:] @ p["head.weight"].T + p["head.bias"]
 
 
-def inputs(said, b, ends):
-    """What the slots hear, and their roles: the last word heard, and the hops since; DRAW hears the last word of all."""
-    heard, roles = [], []
-    for i in range(len(said)):
-        if ends and i == len(said) - 1:
-            heard, roles = heard + [said[i]], roles + [5]
-        elif i <= b:
-            heard, roles = heard + [said[i]], roles + [0]
-        else:
-            heard, roles = heard + [said[b]], roles + [i - b]
-    return heard, roles
+@pytest.mark.parametrize("k, b, said, roles", [
+    (1, 0, 1, [1]), (3, 2, 4, [1, 1, 1, 0]), (5, 0, 1, [5]), (5, 0, 2, [5, 0]), (5, 4, 3, [1, 1, 1]), (4, 1, 3, [1, 3, 0])])
+@pytest.mark.parametrize("width", [64, 16])
+def test_thinker_is_one_layer_of_attention_in_plain_numpy_at_any_width(k, b, said, roles, width):
+    A, B, path = make_tasks(3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        other = Thinker(width)
+        got = other(A, B, path[:, :said], k, b).detach().numpy()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert got.shape == (3, said + 9, 9)
+    for logits, a, y, p in zip(got, A.tolist(), B.tolist(), path.tolist()):
+        assert np.abs(logits - reference(other, a, y, p[:said], roles)).max() < 1e-10
 
 
-@pytest.mark.parametrize("b, ends", [(0, False), (2, False), (4, False), (0, True), (1, True), (4, True)])
-def test_network_by_another_road(lesson, b, ends):
-    ns = lesson(NAME).ns
-    said = ns.path[:3, :6]
-    got = ns.think(ns.A[:3], ns.B[:3], said, b, ends).detach()
-    for i, (p, a, x) in enumerate(rows(said, ns.A[:3], ns.B[:3])):
-        want = reference(ns, a, x, *inputs(p, b, ends))
-        assert (got[i] - want).abs().max() < 2e-4
-
-
-def test_edit_by_another_road(lesson):
-    """Word after word in plain Python: what is said, what is drawn, and that the other eight tokens are A's."""
-    ns = lesson(NAME).ns
-    for b, k in [(4, 5), (0, 5), (2, 4), (3, 5), (1, 1)]:
-        x, said = ns.edit(ns.A[:4], ns.B[:4], ns.start[:4], k, b)
-        for picture, words, a, c, (s,) in rows(x, said, ns.A, ns.B, ns.start):
-            mine = [s]
-            for _ in range(k):
-                mine.append(int(reference(ns, a, c, *inputs(mine, b, False))[-1, :9].argmax()))
-            token = int(reference(ns, a, c, *inputs(mine, b, True))[-1, 9:].argmax())
-            assert words == mine
-            assert picture == [token if cell == mine[-1] else t for cell, t in enumerate(a)]
-
-
-def test_nothing_leaks(lesson):
-    """A slot's answer does not move with any word after it, nor with a thought that is not heard."""
-    ns = lesson(NAME).ns
-    said = ns.path[:50, :6]
+def test_no_output_moves_with_a_later_word(net, tasks):
+    A, B, path = [x[:50] for x in tasks]
     for b in range(5):
-        full = ns.think(ns.A[:50], ns.B[:50], said, b, False)
-        for i in range(1, 7):  # a prefix gives the same answers
-            assert (ns.think(ns.A[:50], ns.B[:50], said[:, :i], b, False) - full[:, :i]).abs().max() < 1e-4
-        other = said.clone()
-        other[:, b + 1 :] = (other[:, b + 1 :] + 4) % 9
-        assert torch.equal(ns.think(ns.A[:50], ns.B[:50], other, b, False), full)  # silence hears nothing of them
-        if b:
-            other = said.clone()
-            other[:, b] = (other[:, b] + 4) % 9
-            moved = ns.think(ns.A[:50], ns.B[:50], other, b, False) - full
-            assert moved[:, :b].abs().max() < 1e-4 and moved[:, b].abs().max() > 1  # the last that is heard counts
-        drawn = ns.think(ns.A[:50], ns.B[:50], said, b, True)
-        assert (drawn[:, :5] - full[:, :5]).abs().max() < 1e-4 and (drawn[:, 5] - full[:, 5]).abs().max() > 1
+        full = net(A, B, path[:, :b + 2], 5, b)
+        for said in range(1, b + 2):
+            part = net(A, B, path[:, :said], 5, b)
+            assert (part[:, :said] - full[:, :said]).abs().max() < 1e-4
+            other = path[:, :b + 2].clone()
+            other[:, said - 1] = (other[:, said - 1] + 4) % 9
+            moved = (net(A, B, other, 5, b) - full).abs().amax((0, 2))
+            assert moved[said - 1] > 1 and (said == 1 or moved[:said - 1].max() < 1e-4)
 
 
-def test_silence_costs_the_same_calls(lesson):
-    ns, calls = lesson(NAME).ns, []
+def test_answer_calls_the_net_once_a_word_and_once_for_the_picture(net, tasks):
+    """So b thoughts cost b + 2 calls, and five hops six; what is written is what a float64 net writes."""
+    A, B, path = [x[:6] for x in tasks]
+    for b, k in ((0, 1), (0, 5), (2, 3), (4, 5)):
+        calls = []
 
-    def spy(*task):
-        calls.append(task[2].shape[1])
-        return ns.think(*task)
+        def spy(*inputs):
+            calls.append(inputs[2].shape[1])
+            return net(*inputs)
 
-    with replaced(ns.edit.__wrapped__, think=spy):
-        for b in range(5):
-            for k in range(1, 6):
-                calls.clear()
-                ns.edit(ns.A[:5], ns.B[:5], ns.start[:5], k, b)
-                assert calls == [*range(1, k + 2)]  # k words for cells, one for the token
+        words, picture = answer(spy, A, B, path[:, :1], k, b)
+        assert calls == list(range(1, b + 3)) and words.shape == (6, b + 2)
+        for a, y, w, drawn in rows(A, B, words, picture):
+            roles, mine = [1] * b + [k - b, 0], w[:1]
+            while len(mine) < b + 2:
+                logits = reference(net, a, y, mine, roles)
+                mine.append(int(logits[len(mine) - 1].argmax()))
+            assert mine == w and reference(net, a, y, mine, roles)[-9:].argmax(1).tolist() == drawn
 
 
-def test_guess_by_enumeration(lesson):
-    """All 8! cycles: given the start and b + 1 hops, each cell that is left is the k-th with 1 / (7 - b)."""
-    ns = lesson(NAME).ns
-    cycles = np.array(list(itertools.permutations(range(1, 9))))  # start 0; the hops after it
+def test_training_takes_all_hops_in_turn_and_any_number_of_thoughts_and_its_loss_is_the_mean_nats(capsys):
+    seen = []
+
+    class Spy(Thinker):
+        def forward(self, A, B, words, k, b):
+            logits = super().forward(A, B, words, k, b)
+            seen.append((A, B, words, k, b, logits.detach().double()))
+            return logits
+
+    train(100, Thinker=Spy)
+    assert [k for *_, k, _, _ in seen] == [1, 2, 3, 4, 5] * 20
+    assert {(k, b) for *_, k, b, _ in seen} == {(k, b) for k in range(1, 6) for b in range(k)}
+    for A, B, words, k, b, logits in seen:
+        goal = hop(A, words[:, :1], k)
+        assert torch.equal(words, torch.cat([hop(A, words[:, :1], i) for i in range(b + 1)] + [goal], 1))
+    nats = 0
+    for a, y, w, rows_of in zip(A.tolist(), B.tolist(), words.tolist(), logits.log_softmax(2)):
+        want = w[1:] + [w[-1]] + [y[c] if c == w[-1] else a[c] for c in range(9)]
+        nats -= sum(row[x].item() for row, x in zip(rows_of, want)) / len(want) / 64
+    assert f"100 iterations, loss {nats:.3f}" in capsys.readouterr().out
+
+
+def test_with_too_few_thoughts_a_goal_is_one_of_7_to_4_cells_by_enumeration_of_all_paths(ns):
+    """All 8! paths from a start: after b thoughts and the next cell each cell that is left is as likely."""
+    paths = np.array(list(itertools.permutations(range(1, 9))))
     for b in range(4):
-        known = (cycles[:, : b + 1] == np.arange(1, b + 2)).all(1)
+        known = paths[(paths[:, :b + 1] == np.arange(1, b + 2)).all(1)]
         for k in range(b + 2, 6):
-            count = Counter(cycles[known][:, k - 1].tolist())
-            assert len(count) == 7 - b and set(count.values()) == {known.sum() // (7 - b)}
-        assert abs(ns.guess[b, 0].item() - 1 / (7 - b)) < 1e-7
-    assert [[k <= b + 1 for k in range(1, 6)] for b in range(5)] == ns.inside.tolist()
-    worst = max((ns.stairs[b, k - 1].item() - 1 / (7 - b)) / math.sqrt((6 - b) / (7 - b) ** 2 / 500)
-                for b in range(5) for k in range(b + 2, 6))
-    assert abs(worst - ns.excess.max().item()) < 1e-3 and ns.excess.numel() == 10
+            count = collections.Counter(known[:, k - 1].tolist())
+            assert len(count) == 7 - b and set(count.values()) == {len(known) // (7 - b)}
+    assert [(b, k) for b in range(5) for k in range(1, 6) if k > b + 1] == [
+        (b, k + 1) for b, k in (torch.ones(5, 5).triu(1) > 0).nonzero().tolist()]
 
 
-def test_floors(lesson):
-    """Blind: a cell that is not the start, a token: 1/8 x 1/36. B's own token at a random such cell: 1/8."""
-    ns = lesson(NAME).ns
-    g = torch.Generator().manual_seed(1)
-    right, n = 0, 40
-    for _ in range(n):
-        place = (ns.start + torch.randint(1, 9, (500, 1), generator=g)) % 9
-        right += ns.right(ns.A.scatter(1, place, ns.B.gather(1, place)), ns.wanted[5]) / n
-    assert abs(right - 1 / 8) < 5 * math.sqrt(7 / 64 / 500 / n) + 0.03  # + chance of the right token elsewhere
-    assert ns.stairs[~ns.inside].max() < 0.3 and ns.stairs[4].min() > 0.95
-    # the loss's floor: k hops, b of 0 .. 4 heard: slots after b + 1 guess among 7 - b, the token's slot is certain
-    floor = sum(math.log(7 - b) * max(0, 5 - b - 1) for b in range(5)) / 5 / 6
-    lines = [line.split() for line in lesson(NAME).text.splitlines() if line.startswith("iter")]
-    assert all(int(line[1]) % 5 == 0 for line in lines)  # so k = 5 in each
-    floors = [float(line[6].strip("),")) for line in lines]
-    assert abs(sum(floors) / len(floors) - floor) < 0.06
-    assert float(lines[-1][3]) < floors[-1] + 0.2 and float(lines[0][3]) > float(lines[-1][3]) + 0.2
+def test_the_measured_table_is_the_count_by_plain_loops(ns):
+    A, B, path = ns.A, ns.B, ns.path
+    for b, k in ((0, 1), (0, 4), (2, 3), (4, 5), (4, 2)):
+        _, picture = answer(ns.net, A, B, path[:, :1], k, min(b, k - 1))
+        count = sum(d == [y if c == p[k] else x for c, (x, y) in enumerate(zip(a, z))]
+                    for d, a, z, p in rows(picture, A, B, path))
+        assert abs(ns.right[b, k - 1].item() - count / 500) < 1e-6
 
 
-def test_staircase_on_other_tasks(lesson):
-    ns = lesson(NAME).ns
-    torch.manual_seed(11)
-    path, A, B = ns.tasks(1000, True)
+# --- proofs: the staircase and what a thought is
+
+
+def test_k_hops_are_right_with_k_minus_1_thoughts_and_with_fewer_at_most_a_guess(net, tasks):
+    """The guess is 1 / (7 - b) after b thoughts; four standard deviations of 400 tasks are allowed."""
+    A, B, path = tasks
     for b in range(5):
-        for k in range(1, 6):
-            x, said = ns.edit(A, B, path[:, :1], k, b)
-            share = sum(p == answer(a, c, s, k) for p, a, c, (s,) in rows(x, A, B, path[:, :1])) / 1000
-            if k <= b + 1:
+        for k in range(b + 1, 6):
+            _, picture = answer(net, A, B, path[:, :1], k, b)
+            share, guess = right(picture, edit(A, B, path[:, k:k + 1])), 1 / (7 - b)
+            if k == b + 1:
                 assert share > 0.95
             else:
-                assert share < 1 / (7 - b) + 4 * math.sqrt((6 - b) / (7 - b) ** 2 / 1000)
+                assert share < guess + 4 * math.sqrt(guess * (1 - guess) / 400) and share > 0.04
 
 
-def test_thoughts_are_causes(lesson):
-    """Any wrong cell for thought 2: the place follows it, never the truth; without a repeated cell the token does, too."""
-    ns = lesson(NAME).ns
-    for shift in range(1, 9):
-        wrong = (ns.path[:, 2:3] + shift) % 9
-        x, said = ns.edit(ns.A, ns.B, torch.cat([ns.path[:, :2], wrong], 1), 5, 4)
-        ends = torch.tensor([hop(a, w, 3) for a, (w,) in rows(ns.A, wrong)])
-        assert (said[:, -1] == ends).double().mean() > 0.95 and ns.right(x, ns.wanted[5]) < 0.01
-    for far in (1, 2, 3):
-        wrong = ns.path[:, 2 + far]
-        x, _ = ns.edit(ns.A, ns.B, ns.path[:, [0, 1, 2 + far]], 5, 4)
-        want = torch.tensor([answer(a, b, w, 3) for a, b, w in rows(ns.A, ns.B, wrong)])
-        assert ns.right(x, want) >= ns.follows - 1e-9 > 0.95
-    x, _ = ns.edit(ns.A, ns.B, ns.path[:, [0, 1, 4]], 5, 1)  # not heard: it changes nothing
-    assert torch.equal(x, ns.edit(ns.A, ns.B, ns.start, 5, 1)[0])
+def test_a_goal_that_is_guessed_costs_the_nats_of_a_guess_among_8_cells_so_the_net_rules_out_less_than_it_could(net, tasks):
+    """All else that it writes and draws costs nearly nothing."""
+    A, B, path = tasks
+    guessed = []
+    for k in range(1, 6):
+        for b in range(k):
+            goal = path[:, k:k + 1]
+            logits = net(A, B, torch.cat([path[:, :b + 1], goal], 1), k, b)
+            nats = F.cross_entropy(logits[:, b], goal[:, 0]).item()
+            if k == b + 1:
+                assert nats < 0.05
+            else:
+                guessed.append(nats)
+                assert nats > math.log(7 - b) - 0.05
+            drawn = F.cross_entropy(logits[:, -9:].transpose(1, 2), edit(A, B, goal)).item()
+            said = F.cross_entropy(logits[:, :b].flatten(0, 1), path[:, 1:b + 1].flatten()) if b else 0
+            assert drawn < 0.05 and said < 0.05
+    assert abs(np.mean(guessed) - math.log(8)) < 0.1
 
 
-def test_captions_and_renderer(lesson):
-    ns = lesson(NAME).ns
-    words = {}
+class Deaf(Thinker):
+    """As many words, weights and labels, but each thought hears the start; its role is how many hops away its output is."""
+
+    def forward(self, A, B, words, k, b):
+        S = words.shape[1]
+        heard = words[:, :1].repeat(1, S)
+        heard[:, b + 1:] = words[:, b + 1:]  # the goal is heard, or nothing could be drawn
+        said = self.cell[heard] + self.role[(list(range(1, b + 1)) + [k, 0])[:S]]
+        A, B = [self.digit[x] + self.cell + self.role[r] for x, r in ((A, 6), (B, 7))]
+        h = torch.cat([A, B, said, (self.cell + self.role[8]).expand(len(A), 9, -1)], 1)
+        return self.head(self.layer(h, nn.Transformer.generate_square_subsequent_mask(h.shape[1]))[:, 18:])
+
+
+@pytest.fixture(scope="module")
+def deaf():
+    return train(300, Thinker=Deaf)
+
+
+def test_a_net_that_writes_its_thoughts_and_does_not_hear_them_is_a_guess_from_2_hops_on(net, deaf, tasks):
+    """Silence against supervision: same weights, tasks, words, labels and calls; only hearing differs."""
+    A, B, path = tasks
+    assert sum(p.numel() for p in deaf.parameters()) == sum(p.numel() for p in net.parameters())
+    for k in range(1, 6):
+        want = edit(A, B, path[:, k:k + 1])
+        _, hears = answer(net, A, B, path[:, :1], k, k - 1)
+        words, picture = answer(deaf, A, B, path[:, :1], k, k - 1)
+        assert right(hears, want) > 0.95
+        assert right(picture, want) > 0.95 if k == 1 else right(picture, want) < 0.25
+    assert (words[:, 1] == path[:, 1]).double().mean() > 0.95  # 5 hops: the first thought is right
+    assert all((words[:, i] == path[:, i]).double().mean() < 0.25 for i in range(2, 6))  # and the others are guesses
+
+
+def test_what_a_deaf_net_is_told_to_have_said_changes_nothing(net, deaf, tasks):
+    A, B, path = [x[:50] for x in tasks]
+    told, other = path[:, :3], path[:, [0, 1, 4]]
+    assert torch.equal(deaf(A, B, told, 5, 4), deaf(A, B, other, 5, 4))
+    assert (net(A, B, told, 5, 4) - net(A, B, other, 5, 4)).abs().max() > 1
+
+
+@pytest.mark.parametrize("far", [1, 2, 3])
+def test_a_thought_that_skips_1_2_or_3_cells_leads_to_the_picture_of_the_wrong_path(net, tasks, far):
+    A, B, path = tasks
+    _, picture = answer(net, A, B, path[:, [0, 1, 2 + far]], 5, 4)
+    assert right(picture, edit(A, B, path[:, 5 + far:6 + far])) > 0.95 and right(picture, edit(A, B, path[:, 5:6])) < 0.02
+
+
+@pytest.fixture(scope="module")
+def any_wrong(net, tasks):
+    """Any wrong cell for thought 2: words, pictures, and where the wrong thought leads."""
+    A, B, path = [x.repeat(8, 1)[::2] for x in tasks]
+    thought = (path[:, 2:3] + torch.arange(1, 9).repeat_interleave(200)[:, None]) % 9
+    words, picture = answer(net, A, B, torch.cat([path[:, :2], thought], 1), 5, 4)
+    return words, picture, hop(A, thought, 3), A, B, path
+
+
+def test_after_any_wrong_thought_the_goal_is_where_this_thought_leads_and_never_the_true_one(any_wrong):
+    words, picture, end, A, B, path = any_wrong
+    assert (words[:, -1:] == end).double().mean() > 0.95
+    assert right(picture, edit(A, B, path[:, 5:6])) < 0.01
+
+
+def test_a_goal_that_was_said_before_is_drawn_right_in_most_pictures_and_any_other_in_nearly_all(any_wrong):
+    """No path of the training comes back to a cell; some seeds draw only 7 in 10 of these pictures right."""
+    words, picture, end, A, B, _ = any_wrong
+    again = (words[:, :-1] == end).any(1)
+    want = edit(A, B, end)
+    assert abs(again.double().mean() - 1 / 4) < 0.1
+    assert right(picture[~again], want[~again]) > 0.95 and right(picture[again], want[again]) > 0.5
+
+
+def test_one_thought_four_hops_away_lets_two_hops_end_five_hops_away(net, tasks):
+    """The exercise: whoever wrote the thought did the work."""
+    A, B, path = tasks
+    _, picture = answer(net, A, B, path[:, [0, 4]], 2, 1)
+    assert right(picture, edit(A, B, path[:, 5:6])) > 0.95
+    _, alone = answer(net, A, B, path[:, :1], 5, 1)  # the net's own thought is one hop away, and four are left
+    assert right(alone, edit(A, B, path[:, 5:6])) < 0.25
+
+
+def test_a_net_that_says_the_start_again_ends_one_hop_short(net, tasks):
+    A, B, path = tasks
+    _, picture = answer(net, A, B, path[:, [0, 0]], 5, 4)
+    assert right(picture, edit(A, B, path[:, 4:5])) > 0.95
+
+
+# --- proofs: the pictures
+
+
+def test_the_nets_own_copy_keeps_more_than_99_in_100_of_the_other_cells_even_where_the_goal_is_a_guess(net, tasks):
+    A, B, path = tasks
+    for k, b in ((1, 0), (5, 4), (5, 0), (4, 2)):
+        words, picture = answer(net, A, B, path[:, :1], k, b)
+        others = torch.arange(9) != words[:, -1:]
+        assert (picture == A)[others].double().mean() > 0.99
+        assert right(picture, edit(A, B, words[:, -1:])) > 0.95  # the picture of the goal that it wrote
+
+
+def test_for_b_the_a_of_another_task_with_a_path_of_its_own_the_cell_is_still_a_s_and_the_digit_that_b_s(net, tasks):
+    A, B, path = tasks
+    other = A.roll(1, 0)
+    words, picture = answer(net, A, other, path[:, :1], 5, 4)
+    want = edit(A, other, path[:, 5:6])
+    assert right(picture, want) > 0.95
+    same, _ = answer(net, A, B, path[:, :1], 5, 4)
+    assert right(words, same) > 0.95  # another B: the same cells are said
+    words, picture = answer(net, other, B, path[:, :1], 5, 4)
+    assert right(picture, edit(other, B, hop(other, path[:, :1], 5))) > 0.95 and right(words, same) < 0.05
+
+
+def test_a_net_that_ignored_a_or_followed_the_path_of_b_would_be_right_one_time_in_8():
+    A, B, path = make_tasks(20000)
+    want = edit(A, B, path[:, 5:6])
+    blind = (path[:, :1] + torch.randint(1, 9, (20000, 1))) % 9
+    other = A.roll(1, 0)
+    assert abs(right(edit(A, B, blind), want) - 1 / 8) < 0.012  # five standard errors
+    assert abs((hop(other, path[:, :1], 5) == path[:, 5:6]).double().mean() - 1 / 8) < 0.012
+
+
+def held_out(n):
+    """Tasks in which no cell of B and its digit add up to 0, 7 or 14: 12 of 81 pairs."""
+    A, B, path = make_tasks(n)
+    while ((torch.arange(9) + B) % 7 == 0).any():
+        B = torch.where((torch.arange(9) + B) % 7 == 0, (A + torch.randint(1, 9, (n, 9))) % 9, B)
+    return A, B, path
+
+
+def test_many_pairs_of_cell_and_digit_that_b_never_had_in_training_are_drawn_right_and_not_all():
+    """A seventh of the pairs is held out. The goal is right and the other pairs are; ten seeds draw .52 to .90 of these."""
+    other = train(200, make_tasks=held_out)
+    A, B, path = make_tasks(3000)
+    goal = path[:, 5:6]
+    new = ((goal + B.gather(1, goal)) % 7 == 0)[:, 0]
+    assert abs(new.double().mean() - 12 / 81) < 0.04
+    words, picture = answer(other, A[new], B[new], path[new, :1], 5, 4)
+    assert 0.3 < right(picture, edit(A, B, goal)[new]) < 0.99  # a net that knew only what it has seen: 0
+    assert (words[:, -1:] == goal[new]).double().mean() > 0.95  # the cell is right, only the digit is not
+    _, picture = answer(other, *[x[~new][:300] for x in (A, B, path[:, :1])], 5, 4)
+    assert right(picture, edit(A, B, goal)[~new][:300]) > 0.95
+
+
+# --- proofs: rewriting the prompt
+
+
+def test_a_caption_of_no_digit_keeps_an_eighth_of_a_of_three_47_hundredths_and_of_seven_all_by_enumeration():
+    """Nobody who sees only the caption keeps more: the best guess of each cell, over all 8! pictures A. Seven digits are
+    enough, because only one way to set the last two makes one path of all cells."""
+    pictures = []
+    for path in itertools.permutations(range(1, 9)):
+        a, walk = [0] * 9, (0, *path, 0)
+        for here, there in zip(walk, walk[1:]):
+            a[here] = there
+        pictures.append(a)
+    pictures, kept = np.array(pictures), []
     for r in range(10):
-        for x, w in rows(ns.wanted[5], ns.caption(ns.wanted[5], r)):
-            assert w == [t if cell < r else 36 + t // 4 for cell, t in enumerate(x)]
-        drawn = ns.renderer(ns.caption(ns.wanted[5], r)).argmax(2)
-        assert torch.equal(drawn[:, :r], ns.wanted[5][:, :r])  # what is named comes back
-        assert torch.equal(drawn // 4, ns.wanted[5] // 4)  # the hue always does
-        words[r] = drawn
-        exact = sum(1 if cell < r else 0.25 for cell in range(9)) / 9
-        untouched = [[d == a for cell, (d, a) in enumerate(zip(x, y)) if cell != g] for x, y, (g,) in rows(drawn, ns.A, ns.goal)]
-        share = sum(map(sum, untouched)) / 4000
-        assert abs(share - ns.kept[r].item()) < 1e-6 and abs(share - exact) < 0.05
-        assert abs(exact - (r + 3) / 12) < 1e-12
-    assert torch.equal(words[9], ns.wanted[5])  # a caption of everything loses nothing
-    assert ns.right(words[0], ns.wanted[5]) < 0.02
-    # no renderer does better: the four shades of a hue are equally likely, whatever else the caption says
-    loss = ns.F.cross_entropy(ns.renderer(ns.caption(ns.A, 0)).mT, ns.A).item()
-    assert math.log(4) - 0.03 < loss < math.log(4) + 0.06
+        _, group = np.unique(pictures[:, :r], axis=0, return_inverse=True)
+        group, best = group.ravel(), 0
+        for cell in range(9):
+            count = np.bincount(9 * group + pictures[:, cell], minlength=9 * (group.max() + 1)).reshape(-1, 9)
+            best += count.max(1).sum() / len(pictures) / 9
+        kept.append(best)
+    want = [1 / 8, 0.2381, 0.3519, 0.4667, 0.5833, 0.7037, 0.8333, 1, 1, 1]
+    assert np.abs(np.array(kept) - want).max() < 1e-4
 
 
-def test_tokens_to_dyes_and_back(lesson):
-    ns = lesson(NAME).ns
-    dyes = ns.dyes[:36].double()
-    gap = torch.cdist(dyes, dyes) + torch.eye(36)
-    assert gap.min() > 0.02
-    for name, want in (("A", ns.A[0]), ("B", ns.B[0]), ("w", ns.wanted[5][0])):
-        shown = (torch.tensor(np.asarray(ns.axes[name].images[0].get_array())).double().view(9, 3) - 0.3) / 0.7
-        assert torch.equal(torch.cdist(shown, dyes).argmin(1), want)
+def caption(x, r):
+    """A word a cell of pictures x (n, 9) of 36 tokens: hue and shade, but from cell r on the hue alone."""
+    return torch.where(torch.arange(9) < r, x, 36 + x // 4)
 
 
-def test_two_pictures(lesson):
-    """Another B: the same cells are said; another A with the same start: other cells."""
-    ns = lesson(NAME).ns
-    x, said = ns.edit(ns.A, ns.B, ns.start, 5, 4)
-    y, same = ns.edit(ns.A, ns.other, ns.start, 5, 4)
-    assert (said == same).all(1).double().mean() > 0.95 and not torch.equal(x, y)
-    want = torch.tensor([answer(a, b, s, 5) for a, b, (s,) in rows(ns.A, ns.other, ns.start)])
-    assert abs(ns.right(y, want) - ns.swap) < 1e-9
-    A = ns.A.roll(1, 0)
-    z, _ = ns.edit(A, ns.B, ns.start, 5, 4)
-    want = torch.tensor([answer(a, b, s, 5) for a, b, (s,) in rows(A, ns.B, ns.start)])
-    assert ns.right(z, want) > 0.95
+@pytest.fixture(scope="module")
+def renderer():
+    """Draws 36 tokens (9 hues in 4 shades) from a caption. It never sees the picture."""
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Embedding(45, 48), nn.Linear(48, 36))
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(400):
+        x = torch.randint(36, (128, 9))
+        loss = F.cross_entropy(model(caption(x, torch.randint(10, (128, 1)))).mT, x)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.requires_grad_(False)
 
 
-def state(ns):
-    panels = [(ax.get_title(), to_hex(ax.spines["left"].get_edgecolor()), ax.images[0].get_array().tobytes(),
-               [int(v) for line in ax.lines for v in (line.get_xdata() + 3 * line.get_ydata())]) for ax in ns.axes.values()]
-    return panels, [int(v[0]) for v in ns.mark.get_data()], to_hex(ns.mark.get_color())
+def test_rewriting_through_a_caption_of_the_hues_and_r_of_9_shades_keeps_r_plus_3_in_12_of_the_untouched_cells(renderer):
+    """A quarter at r = 0. The rewriter reasons perfectly: its caption is of the very picture that is wanted."""
+    A, B, goal = torch.randint(36, (1000, 9)), torch.randint(36, (1000, 9)), torch.randint(9, (1000, 1))
+    want, untouched = edit(A, B, goal), torch.arange(9) != goal
+    for r in range(10):
+        drawn = renderer(caption(want, r)).argmax(2)
+        share = (drawn == A)[untouched].double().mean().item()
+        assert abs(share - (r + 3) / 12) < 0.03
+        assert torch.equal(drawn[:, :r], want[:, :r]) and torch.equal(drawn // 4, want // 4)
+        assert r > 4 or right(drawn, want) < 0.02
+    assert torch.equal(drawn, want)  # a caption of everything loses nothing
+    nats = F.cross_entropy(renderer(caption(want, 0)).mT, want).item()
+    assert abs(nats - math.log(4)) < 0.05  # four shades of a hue are as likely: no renderer is better
 
 
-def test_sliders(lesson):
-    ns = lesson(NAME).ns
-    hops, thoughts, skips, shades = ns.bars
-    before = state(ns)
-    assert before[0][3][:2] == ("4 thoughts: 1.00 right", BLUE) and before[1:] == ([5, 4], BLUE)
-    assert before[0][0][3] == before[0][3][3] == ns.path[0, :6].tolist()
+def test_a_rewriter_whose_renderer_sees_a_ties_with_the_net_that_draws(net, tasks):
+    """The caption, thought out by the same net, names the new digit in the goal cell and says "keep" (9) in the others."""
+    def inputs(A, goal, digit):
+        orders = torch.full_like(A, 9).scatter(1, goal, digit)
+        return torch.cat([F.one_hot(A, 9), F.one_hot(orders, 10)], 2).float()
+
+    paint = nn.Sequential(nn.Linear(19, 64), nn.ReLU(), nn.Linear(64, 9))
+    optimizer = torch.optim.Adam(paint.parameters(), 0.01)
+    for _ in range(300):
+        A, B, path = make_tasks(64)
+        goal = path[:, 5:6]
+        loss = F.cross_entropy(paint(inputs(A, goal, B.gather(1, goal))).mT, edit(A, B, goal))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    A, B, path = tasks
+    words, picture = answer(net, A, B, path[:, :1], 5, 4)
+    want, goal = edit(A, B, path[:, 5:6]), words[:, -1:]
+    rewritten = right(paint(inputs(A, goal, B.gather(1, goal))).argmax(2), want)
+    assert rewritten > 0.95 and abs(rewritten - right(picture, want)) < 0.04
+
+
+# --- the window and the break
+
+
+def look(ns):
+    """The title of the right board, the colour of its path and frame, the cells of its path, and its nine digits."""
+    ax = ns.axes[3]
+    line = ax.lines[0]
+    cells = [int(v) for v in line.get_xdata() + 3 * line.get_ydata()]
+    return ax.get_title(), to_hex(line.get_color()), cells, [int(text.get_text()) for text in ax.texts]
+
+
+def test_sliders_show_the_answers_of_the_first_task_and_go_back(ns):
+    A, B, path = [x[0].tolist() for x in (ns.A, ns.B, ns.path)]
+
+    def drawn(goal):
+        return [B[c] if c == goal else A[c] for c in range(9)]
+
+    before = look(ns)
+    assert before == (f"written: {path[1:6]}", BLUE, path[:6], drawn(path[5]))
+    assert [int(text.get_text()) for text in ns.axes[1].texts] == A
+    assert [int(text.get_text()) for text in ns.axes[2].texts] == B
     try:
-        thoughts.set_val(0)
-        panels, mark, colour = state(ns)
-        assert mark == [5, 0] and colour == RED
-        assert panels[3][0] == f"0 thoughts: {ns.stairs[0, 4]:.2f} right" and panels[3][1:] == panels[4][1:]
-        hops.set_val(1)
-        panels, mark, colour = state(ns)
-        assert mark == [1, 0] and colour == BLUE and panels[3][:2] == ("0 thoughts: 1.00 right", BLUE)
-        assert panels[3][3] == ns.path[0, :2].tolist()
-        hops.set_val(5)
-        thoughts.set_val(4)
-        skips.set_val(2)
-        panels = state(ns)[0]
-        assert panels[3][:2] == ("4 thoughts: 0.00 right", RED) and panels[4] == before[0][4]
-        assert panels[3][3] == ns.path[0, [0, 1, 4, 5, 6, 7]].tolist()  # the path goes astray
-        thoughts.set_val(1)
-        assert state(ns)[0][3][0] == f"1 thoughts: {ns.stairs[1, 4]:.2f} right"  # not heard
-        for bar in ns.bars:
-            bar.set_val(bar.valmin)
-            assert state(ns)[0][3][0].endswith("right")
-        for bar in ns.bars:
-            bar.set_val(bar.valmax)
-        assert state(ns)[0][5][:2] == ("caption: 1.00 kept", BLUE)
-        shades.set_val(0)
-        assert state(ns)[0][5][:2] == (f"caption: {ns.kept[0]:.2f} kept", RED)
+        ns.think.set_val(0)  # the failure: from 2 hops on a guess
+        reds = []
+        for k in range(1, 6):
+            ns.hops.set_val(k)
+            title, colour, cells, digits = look(ns)
+            assert title == f"written: {cells[1:]}" and len(cells) == 2 and digits == drawn(cells[1])
+            assert (colour == BLUE) == (cells[1] == path[k])
+            frame = ns.axes[1].lines[0]
+            assert [int(v) for v in frame.get_xdata() + 3 * frame.get_ydata()] == path[:k + 1]
+            reds.append(colour == RED)
+        assert not reds[0] and sum(reds) >= 2
+        for k in range(1, 6):  # more thoughts than are needed are left out
+            ns.hops.set_val(k)
+            ns.think.set_val(4)
+            assert look(ns) == (f"written: {path[1:k + 1]}", BLUE, path[:k + 1], drawn(path[k]))
+        ns.wrong.set_val(1)
+        assert look(ns) == (f"written: {path[1:2] + path[4:8]}", RED, path[:2] + path[4:8], drawn(path[7]))
+        ns.think.set_val(1)
+        assert look(ns)[2][1] == path[1]  # no thought 2 is left that could be wrong
     finally:
-        for bar in ns.bars:
-            bar.reset()
-    assert state(ns) == before
+        for slider in (ns.wrong, ns.think, ns.hops):
+            slider.reset()
+    assert look(ns) == before
 
 
-def test_break(lesson):
-    run = lesson(NAME, "--thoughts", "0", "--named", "9", "--iters", "400")
-    assert {c for c, ok in run.claims().items() if not ok} == {"C1", "C4", "C6"}
-    panels, mark, colour = state(run.ns)
-    assert mark == [5, 0] and colour == RED and panels[3][1] == RED and panels[5][1] == BLUE
-    assert run.ns.stairs[0, 0] > 0.95 and run.ns.stairs[0, 1:].max() < 0.25
+def test_table_in_the_figure_is_dark_on_and_below_the_diagonal_and_pale_above(ns):
+    shown = np.asarray(ns.axes[0].images[0].get_array())
+    assert np.abs(shown - ns.right.numpy()).max() == 0
+    assert shown[np.tril_indices(5)].min() > 0.95 and shown[np.triu_indices(5, 1)].max() < 0.33
 
 
-def test_refused(refused):
-    for flags in [("--thoughts", "-1"), ("--thoughts", "5"), ("--thoughts", "nan"), ("--named", "-1"), ("--named", "10"),
-                  ("--named", "1.5"), ("--iters", "0"), ("--seed", "-1"), ("--seed", "9999999999"),
-                  ("--out", "/nonexistent/x.png"), ("--out", "x.xyz")]:
-        refused(NAME, *flags)
+def test_break_without_thoughts_fails_c1_only_and_the_rest_is_the_same_net(run, lesson):
+    """The same seed gives the same lines: the flag asks the same net without thoughts."""
+    silent = lesson(NAME, "--thoughts", "0")
+    assert silent.claims() == {"C1": False, "C2": True, "C3": True}
+    ours, theirs = silent.text.splitlines(), run.text.splitlines()
+    assert [x == y for x, y in zip(ours, theirs)] == [not line.startswith("FAIL") for line in ours]
+    assert silent.ns.right[0, 0] > 0.95 and silent.ns.right[0, 1:].max() < 0.25
+    assert look(silent.ns)[1] == RED and silent.ns.think.val == 0
+
+
+def test_a_net_of_50_iterations_fails_and_another_seed_gives_other_numbers(lesson):
+    texts = []
+    for seed in ("0", "1"):
+        short = lesson(NAME, "--iters", "50", "--seed", seed)
+        assert not short.claims()["C1"]
+        texts.append(short.text)
+    assert texts[0] != texts[1]
+
+
+@pytest.mark.parametrize("flags", [
+    ("--thoughts", "-1"), ("--thoughts", "5"), ("--thoughts", "nan"), ("--thoughts", "1.5"), ("--iters", "0"),
+    ("--seed", "-1"), ("--seed", "x"), ("--named", "3"), ("--out", "x.png")])
+def test_bad_flags_end_in_one_line(refused, flags):
+    assert flags[0] in refused(NAME, *flags)

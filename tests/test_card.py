@@ -7,14 +7,12 @@ import sys
 import tokenize
 
 import pytest
-from conftest import DENSE, ROOT
+from conftest import ROOT
 
 FILES = sorted(ROOT.glob("[01][0-9]_*.py"))
-PLAIN = [path for path in FILES if path.stem not in DENSE]  # those that are held to the density that people read
 SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 BIG = (ast.FunctionDef, ast.ClassDef, ast.For, ast.While, ast.If, ast.With, ast.Try)
 each_lesson = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-each_plain_lesson = pytest.mark.parametrize("path", PLAIN, ids=lambda path: path.stem)
 
 
 def tree(path):
@@ -58,7 +56,7 @@ def test_no_line_is_packed(path):
     assert not [t for t in tokens if t.type == tokenize.OP and t.string == ";"]
 
 
-@each_plain_lesson
+@each_lesson
 def test_density_is_what_people_read(path):
     part_a = path.stem[:2] in ("01", "02", "03", "04", "05", "06", "07", "09")
     counts = list(tokens_by_line(path).values())
@@ -66,28 +64,28 @@ def test_density_is_what_people_read(path):
     assert sum(n > 20 for n in counts) / len(counts) <= (0.28 if part_a else 0.30)
 
 
-@each_plain_lesson
+@each_lesson
 def test_there_is_air(path):
     quoted = docstring_lines(path)
     lines = path.read_text(encoding="utf-8").splitlines()
     assert sum(not line.strip() for i, line in enumerate(lines, 1) if i not in quoted) >= 10
 
 
-@each_plain_lesson
+@each_lesson
 def test_comments_per_line_of_code(path):
     tokens = tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline)
     said = docstring_lines(path) | {t.start[0] for t in tokens if t.type == tokenize.COMMENT}
     assert 0.4 <= len(said) / len(tokens_by_line(path)) <= 0.9
 
 
-@each_plain_lesson
+@each_lesson
 def test_no_statement_has_more_than_40_expressions(path):
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.stmt) and not isinstance(node, BIG):
             assert sum(isinstance(part, ast.expr) for part in ast.walk(node)) <= 40, node.lineno
 
 
-@each_plain_lesson
+@each_lesson
 def test_functions_and_classes_can_be_pasted(path):
     """They read their arguments, imports, other functions and UPPER_CASE constants; `draw`, the callback, is exempt."""
     known = set(dir(builtins)) | {"__file__", "__doc__"}
@@ -125,7 +123,7 @@ def test_header_and_docstring(path):
         assert word in doc
 
 
-@each_plain_lesson
+@each_lesson
 def test_the_docstring_has_12_to_22_lines(path):
     assert 12 <= len(path.read_text(encoding="utf-8").split('"""')[1].splitlines()) <= 22
 
@@ -146,7 +144,7 @@ def test_each_claim_is_measured_where_it_is_marked(path):
     assert set(re.findall(r"\bC\d+\b", doc)) <= set(re.findall(r"\bC\d+\b", body))
 
 
-@each_plain_lesson
+@each_lesson
 def test_two_to_four_claims_each_marked_where_it_is_measured(path):
     text = path.read_text(encoding="utf-8")
     claims = set(re.findall(r"\bC\d\b", text.split('"""')[1]))
@@ -168,19 +166,10 @@ def test_each_flag_says_what_it_does(path):
         assert any(words in given["help"] for words in shown) or {"choices", "action"} & set(given), call.args[0].value
 
 
-@each_plain_lesson
+@each_lesson
 def test_no_flag_for_the_figures_name(path):
     text = path.read_text(encoding="utf-8")
     assert "--out" not in text and f'print("figure: {path.stem}.png")' in text
-
-
-@each_lesson
-def test_a_file_that_cannot_be_saved_is_refused_at_once(path, refused, tmp_path):
-    if path in PLAIN:
-        pytest.skip("saves its figure in the current folder")
-    (tmp_path / "folder.png").mkdir()
-    for out in ("onepng", "figure.svg", "", "missing/x.png", tmp_path / "folder.png", tmp_path / "missing" / "x.pdf"):
-        refused(path.stem, "--out", str(out))
 
 
 def test_a_shared_name_has_one_body():

@@ -8,13 +8,14 @@ import shlex
 import sys
 
 import pytest
-from conftest import DENSE, ROOT
+from conftest import ROOT
+from PIL import Image
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 NAMES = [path.stem for path in sorted(ROOT.glob("[01][0-9]_*.py"))]
 LINES = TEXT.splitlines()
 SECTIONS = {part[:2]: part for part in TEXT.split("\n## ")[1:]}  # "06": its section
-ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in LINES if line.startswith("| `python ")]
+ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in LINES if line.startswith("| <img ")]
 SEVERAL_FLAGS = r"--[a-zA-Z][\w-]*(?: [\w.][\w.+-]*)?(?: --[a-zA-Z][\w-]*(?: [\w.][\w.+-]*)?)*"
 each_lesson = pytest.mark.parametrize("name", NAMES)
 
@@ -42,6 +43,11 @@ def docstring(name):
 
 def breaks(name):
     return [flags.rstrip(".") for flags in re.findall(SEVERAL_FLAGS, docstring(name)[2])]
+
+
+def slug(heading):
+    """The anchor that a Markdown page gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def same_bound(written, printed):
@@ -89,14 +95,22 @@ def test_proofs_that_are_cited_exist():
     assert len(cited) > 30 and not cited - written
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in DENSE])
-def test_paragraphs_are_short_and_subtraction_is_minus(name):
-    """At most 120 words a paragraph, table rows and formulas aside."""
-    for paragraph in re.split(r"\n\s*\n", SECTIONS[name[:2]]):
+def test_paragraphs_are_short_and_subtraction_is_minus():
+    """At most 120 words a paragraph or item of a list; tables, code and formulas aside."""
+    plain = re.sub(r"^```.*?^```$", "", TEXT, flags=re.S | re.M)
+    for paragraph in re.split(r"\n\s*\n|\n(?=\d\. |- )", plain):
         words = re.sub(r"\$[^$]*\$|`[^`]*`|\([^)]*https?:[^)]*\)", "x", paragraph)
         if not paragraph.lstrip().startswith(("|", "$$")):
             assert len(words.split()) <= 120, paragraph
         assert not re.search(r"\bless (the|that|those|of)\b", words), paragraph
+
+
+def test_lines_of_the_source_are_at_most_120_columns_wide():
+    """Rows of tables, code and lines that are mostly one formula aside."""
+    plain = re.sub(r"^```.*?^```$", "", TEXT, flags=re.S | re.M)
+    wide = [line for line in plain.splitlines() if len(line) > 120 and not line.startswith("|")]
+    assert not [line for line in wide if "$" not in line and not re.fullmatch(r"`[^`]+`\.?", line)]
+    assert all(len(re.sub(r"\$[^$]+\$", "", line)) <= 120 for line in wide if "$" in line)
 
 
 @each_lesson
@@ -110,12 +124,16 @@ def test_commands_of_the_docstring_are_accepted(name, tmp_path, monkeypatch):
 
 
 def test_table_of_lessons():
-    assert [row[0] for row in ROWS] == [f"`python {name}.py`" for name in NAMES] and len(NAMES) == 15
-    for name, row in zip(NAMES, ROWS):
-        assert row[1] and row[3] and row[4].strip("`") in breaks(name), (row, breaks(name))
-        assert f"({row[2]} s" in docstring(name)[1], "the docstring names other seconds"
-    total = sum(int(row[2]) for row in ROWS)
-    assert total <= 360 and f"<!-- total -->All together: {total} s.<!-- /total -->" in TEXT
+    """Each row: moving picture, file and section as links, seconds, headline, the command that breaks it."""
+    assert len(ROWS) == len(NAMES) == 15
+    headings = {line[3:5]: line[3:] for line in LINES if re.match(r"## \d\d ", line)}
+    for name, (picture, file, concept, seconds, headline, broken) in zip(NAMES, ROWS):
+        assert f'src=".github/gallery/{name}.gif"' in picture and file == f"[`{name}.py`]({name}.py)" and headline
+        assert re.fullmatch(r"\[.+\]\(#(.+)\)", concept)[1] == slug(headings[name[:2]])
+        assert broken.strip("`") in breaks(name), (broken, breaks(name))
+        assert f"({seconds} s" in docstring(name)[1], "the docstring names other seconds"
+    total = sum(int(row[3]) for row in ROWS)
+    assert total <= 180 and f"<!-- total -->All together: {total} s.<!-- /total -->" in TEXT
 
 
 def test_claims_tables_have_one_header():
@@ -154,8 +172,20 @@ def test_figures(lesson, name):
 
 def test_pictures_are_those_of_the_gallery():
     shown = set(re.findall(r"(?:!\[[^\]]*\]\(|src=\")([^)\"]+)", TEXT))
-    assert shown == {f".github/gallery/{name}.png" for name in NAMES}
+    assert shown == {f".github/gallery/{name}.{kind}" for name in NAMES for kind in ("png", "gif")}
     assert shown == {path.relative_to(ROOT).as_posix() for path in (ROOT / ".github/gallery").iterdir()}
+
+
+@each_lesson
+def test_moving_pictures_are_short_small_and_go_there_and_back(name):
+    path = ROOT / ".github/gallery" / f"{name}.gif"
+    assert path.stat().st_size <= 1_000_000
+    with Image.open(path) as film:
+        still = []
+        for frame in range(film.n_frames):
+            film.seek(frame)
+            still.append(film.info["duration"])
+        assert film.info["loop"] == 0 and len(still) >= 4 and 6000 <= sum(still) <= 10_000
 
 
 def test_example(lesson):
@@ -187,7 +217,7 @@ def test_formulas_survive_markdown():
 
 
 def test_links():
-    slugs = [re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in LINES if line[:1] == "#"]
+    slugs = [slug(line.lstrip("# ")) for line in LINES if line[:1] == "#"]
     for link in re.findall(r"(?:\]\(|(?:src|href)=\")([^)\"\s]+)", TEXT):
         path, _, anchor = link.partition("#")
         assert link.startswith(("https://", "http://")) or not path or (ROOT / path).exists(), link
