@@ -3,22 +3,20 @@
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
 """01 The problem: we hold samples of a density p_data and want new ones.
-
 A net can learn a number for every x, high where data are. To become a density, it must be divided
 by its sum over all of space, and nobody can form that sum for pictures. And even if p_data were
 known, guessing would fail: draw guesses from an easy prior, N(0, I), and weigh each by w =
 p_data(x) / prior(x), as importance sampling does. A few guesses get most of the weight, so n are
 worth only n E[w]^2 / E[w^2] data (the effective sample size): fewer with every dimension.
-
-The way out is a path. Join noise eps from the prior to data x by a line, xt = t x + (1 - t) eps:
-a point on it moves with velocity x - eps. Samples teach a net the mean velocity of all the lines
-through a place, v(xt, t) = E[x - eps | xt]. Noise that follows v in small steps is spread, at
-every t, as the points on the lines are; so it ends as data (lesson 05 says why). One step is not
-enough: at t = 0 noise says nothing of x, so v = E[x] - eps, and every eps lands on eps + v = E[x].
+The way out is a path, because a velocity needs no sum over space. Join noise eps from the prior to
+data x by a line, xt = t x + (1 - t) eps: a point on it moves with x - eps. A net learns this from
+xt and t by squared error, so it learns the mean, v(xt, t) = E[x - eps | xt]. How much of the crowd
+flows through a place depends on the mean velocity there alone, so noise that follows v in small
+steps is spread like the points on the lines, and ends as data (lesson 05). One step is not enough:
+at t = 0 noise says nothing of x, so v = E[x] - eps, and every eps lands on eps + v = E[x].
 C1 The worth of a guess is .187 in two dimensions and falls as .187^(d/2) in d.
 C2 A net that is asked once, at t = 0, sends all noise to the mean of the data.
 C3 The same kind of net, asked again in each of --steps steps, turns noise into data.
-
 RUN    python 01_problem.py              (7 seconds)
 BREAK  python 01_problem.py --steps 1    the path is one step: all noise goes to the mean, C3 fails
 PAPER  Owen 2013, Monte Carlo, section 9.3 (weights); Lipman et al. 2022, arXiv 2210.02747"""
@@ -81,16 +79,15 @@ def train_mean_velocity(t_max, iters):
         t = t_max * torch.rand(1024, 1)
         xt = t * x + (1 - t) * eps
         v_hat = net(torch.cat([xt, t], 1))
-        loss = (v_hat - (x - eps)).square().mean()
+        loss = (v_hat - (x - eps)).square().mean()  # smallest if v_hat is the mean given xt
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if (i + 1) % max(1, iters // 4) == 0:
             print(f"iter {i + 1:5d}  loss {loss:.3f}")
     return lambda xt, t: net(torch.cat([xt, torch.full_like(xt[:, :1], t)], 1)).detach()
-
-once = train_mean_velocity(0, args.iters)  # t = 0 only: the loss stays near 1, the variance of x
-path = train_mean_velocity(1, args.iters)  # all t: the loss stays near the spread of the lines
+once = train_mean_velocity(0, args.iters)  # the fairest net for one step: it learns t = 0 only
+path = train_mean_velocity(1, args.iters)  # all t; no loss gets to 0, as lines cross
 
 # --- measure
 def energy_distance(x, y):
@@ -98,14 +95,17 @@ def energy_distance(x, y):
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # diverged, or nan
 
-# in d dimensions the data are d / 2 independent points of the moons, so their weights multiply
+# In d dimensions the data are d / 2 independent points of the moons, so their weights multiply.
 side = torch.arange(-3.5, 3.5, 0.02)
 grid = torch.cartesian_prod(side, side)  # cells of .02 x .02: a sum over them is an integral
-w2 = (2 * log_p_data(grid) - log_prior(grid)).exp().sum() * 0.02**2  # of p_data^2 / prior: E[w^2]
-rate = 1 / w2.item()  # .187, as E[w] = 1; both means are over the prior
-one, two, three = [log_p_data(x) - log_prior(x) for x in torch.randn(3, 100_000, 2)]  # log w
-shares = [effective_share(one), effective_share(one + two), effective_share(one + two + three)]
-factors = [share ** (1 / pairs) for share, pairs in zip(shares, (1, 2, 3))]  # per 2 dimensions
+mean_w2 = (2 * log_p_data(grid) - log_prior(grid)).exp().sum() * 0.02**2  # prior (p_data / prior)^2
+rate = 1 / mean_w2.item()  # .187, since E[w] = 1
+shares, log_w = [], 0
+for d in (2, 4, 6):
+    guesses = torch.randn(100_000, 2)  # two more coordinates of each guess
+    log_w = log_w + log_p_data(guesses) - log_prior(guesses)
+    shares.append(effective_share(log_w))
+factors = [shares[0], shares[1] ** (1 / 2), shares[2] ** (1 / 3)]  # per two dimensions
 off = max(abs(factor / rate - 1) for factor in factors)  # C1
 noise, real = torch.randn(2500, 2), two_moons(2500)
 landed = walk(once, noise, 1)

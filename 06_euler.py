@@ -10,8 +10,8 @@ moves with v is spread, at every t, like the points on the lines (lesson 05 show
 To sample, solve dx/dt = v(x, t). As t grows, xt says more of where it will end, so the mean turns
 and the path bends: a few straight steps miss the data. Reflow: follow v from each eps to the x that
 it reaches, and train a second net on these pairs. Paths of v cannot cross, as v has one value at
-each place and time, so near eps reach near x. Their lines hardly cross, and v is nearly constant.
-C1 --steps Euler steps end closer to data than noise is. C2 ONE, after reflow, ends 10 times closer.
+each place and time. So near eps mostly reach near x, lines hardly cross, its v is nearly constant.
+C1 With --steps Euler steps, noise ends closer to data. C2 With ONE, after reflow, 10 times closer.
 RUN    python 06_euler.py --steps 5    (7 seconds; --data FILE learns points of your own)
 BREAK  python 06_euler.py --steps 1    noise at t = 0 tells nothing of x: all go to the mean
 PAPER  Liu et al. 2022, arXiv 2209.03003, equation 1 (the loss) and algorithm 1 (reflow)"""

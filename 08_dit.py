@@ -11,10 +11,10 @@ token, a vector of 48 numbers. Blocks then change the tokens h, in two steps eac
 First f is attention: each token takes a weighted mean of all tokens. Then f is an MLP for each
 token. A matrix (adaLN) makes shift, scale and gate from t and y. It starts at 0 (adaLN-Zero), so a
 new block returns h unchanged. Why patches? The velocity contains eps, 256 numbers that the net must
-pass on. A token of 48 has room for the 16 of a patch. ONE token for all (an MLP) is too small.
+pass on. A token of 48 has room for the 16 of a patch. ONE token (an MLP) passes on 48, noise stays.
 C1 The DiT draws the digits we want.   C2 The MLP leaves noise in them.
 C3 In few large steps a DiT learns if gates start at 0. At 1, all blocks disturb h from the start.
-RUN    python 08_dit.py               (15 seconds)
+RUN    python 08_dit.py               (16 seconds)
 BREAK  python 08_dit.py --tokens 1    makes the first net an MLP, too: C1 fails
 PAPER  Peebles, Xie 2022, arXiv 2212.09748, section 3.2"""
 import argparse
@@ -104,7 +104,7 @@ def train_pictures(net, data, iters, lr):
     return net.requires_grad_(False)
 nets = {"DiT": train_pictures(DiT(args.tokens, 256 // args.tokens), data, args.iters, 0.015),
         "MLP, one token": train_pictures(DiT(1, 256), data, args.iters, 0.015)}
-nets["high rate, gates from 0"] = train_pictures(DiT(16, 16), data, 150, 0.03)
+nets["high rate, gates from 0"] = train_pictures(DiT(16, 16), data, 150, 0.03)  # .015: both learn
 nets["high rate, gates from 1"] = train_pictures(DiT(16, 16, gate=1), data, 150, 0.03)
 
 def sample(net, xt, y, steps=20):

@@ -9,13 +9,13 @@ two tones. This document is 41 as a picture, the source, and then in words, the 
     token  <image>  s s s s  s s s s  <end>  <text>  four  one  <end>
     place     0     1 1 1 1  2 2 2 2    0      0      1     2     0
 A transformer learns to predict each token of the target from all tokens before it. At <text> it has
-to look (attend) at the tokens of place 1, and writes "four". At "four", it looks at place 2, and
-writes "one". Places mean the same in all media, and <text> says what to write, so any medium can be
-given or wanted. Two nets, one that reads and one that writes, with one vector between them, have to
-pack all digits into it. They learn that slowly (the tests compare). Here a digit is looked up.
+to look (attend) at the tokens of place 1, and writes "four". At "four" it looks at place 2, and
+writes "one". There is no place 3, so <end> follows. Places mean the same in all media, and <text>
+says what to write, so any medium can be given or wanted. (Two nets, one to read and one to write,
+with one vector between them, have to pack all digits into it: the tests show how hard that is.)
 C1 One net writes each medium from each medium.
 C2 It reads a number that is half a picture and half a sound, although it never saw such a mixture.
-RUN    python 13_unified.py                 (11 seconds; slider: digits; 7 and 8, untrained, break)
+RUN    python 13_unified.py                 (14 seconds; slider: digits; 7 and 8, untrained, break)
 BREAK  python 13_unified.py --markers off   nothing says which medium to write: C1 and C2 fail
 PAPER  Chameleon, arXiv 2405.09818 (words and pictures); LWM, 2402.08268 (and films)"""
 import argparse
@@ -47,7 +47,7 @@ def draw_digit(digit, font):
     red = np.asarray(canvas.buffer_rgba())[:, :, 0] / 255  # of grey ink: green and blue are alike
     return 1 - torch.tensor(red, dtype=torch.float32)
 row = torch.cat([draw_digit(d, "DejaVu Sans") for d in "0123456789"], 1)  # (16, 160)
-PIXELS = torch.zeros(61, 16, 4)  # of each token; only strips have ink
+PIXELS = torch.zeros(61, 16, 4)  # how a token looks; the net never sees it
 PIXELS[21:] = row.view(16, 40, 4).transpose(0, 1)  # 40 strips; no two are alike
 KEY = torch.tensor([10, 0, 1, 2, 3, 4, 5, 6, 7, 8])  # place on the pad: 123, 456, 789, *0#
 SPELL = {"text": torch.arange(10).view(10, 1), "image": torch.arange(21, 61).view(10, 4),
@@ -71,7 +71,7 @@ class TokenNet(nn.Module):
     def __init__(self, V):
         super().__init__()
         self.token = nn.Embedding(V, 64)
-        self.place = nn.Embedding(9, 64)  # 1 to 8; 0 is for markers, no other order is needed
+        self.place = nn.Embedding(9, 64)  # of a digit. Within it, tokens tell their order
         block = nn.TransformerEncoderLayer(64, 4, 256, dropout=0, batch_first=True)
         self.blocks = nn.TransformerEncoder(block, 2)
         self.head = nn.Linear(64, V)
@@ -101,7 +101,7 @@ net = train_documents(TokenNet(61), args.iters)
 
 # --- sample and measure
 def reply(net, source, target):
-    """Replace all tokens of target (B, N, 2) but the first by the net's, in a copy. Places stay."""
+    """Write target (B, N, 2) anew. Given are only its first token, its places and its length."""
     target = target.clone()
     for n in range(1, target.shape[1]):
         target[:, n, 0] = net(source, target[:, :n])[:, -1].argmax(1)  # the likeliest token
@@ -119,7 +119,7 @@ mixed_right = [share_right(net, mixed, target) for target in spelled]  # C2
 # --- figure. Decoders: a strip is pixels (above), a tone is a wave of .1 seconds, a word is text
 HERTZ = torch.tensor([697, 770, 852, 941, 1209, 1336, 1477])  # of 4 rows and 3 columns of keys
 WAVES = (2 * torch.pi * HERTZ[:, None] * torch.arange(800) / 8000).sin()  # 800 of 8000 a second
-WORDS = "zero one two three four five six seven eight nine ? ? ? <end>".split() + 47 * ["?"]
+WORDS = "zero one two three four five six seven eight nine".split() + 51 * ["?"]  # no word
 fig, (given, written) = plt.subplots(2, 1, figsize=(12, 5), layout="constrained")
 slider = plt.Slider(plt.axes([0.84, 0.96, 0.1, 0.03]), "digits", 1, 8, valinit=6, valstep=1)
 
@@ -131,9 +131,9 @@ def draw(m):
     given.set(title="given: a number as sound (in hertz)", ylim=(500, 1700))
     source, target = segment(number, "audio"), segment(number, "image")
     drawn, words = reply(net, source, target), reply(net, source, segment(number, "text"))
-    pixels = torch.cat(list(PIXELS[drawn[0, 1:-1, 0]]), 1)  # strips side by side
+    strips = PIXELS[drawn[0, 1:-1, 0]]  # (4 m, 16, 4)
     written.clear()
-    written.imshow(pixels, "Blues" if drawn.equal(target) else "Reds")
+    written.imshow(torch.cat(list(strips), 1), "Blues" if drawn.equal(target) else "Reds")
     written.set_title("written (red: wrong): " + " ".join(WORDS[k] for k in words[0, 1:-1, 0]))
 draw(6)
 slider.on_changed(draw)

@@ -103,7 +103,7 @@ def with_seconds(text, seconds):
             total += int(cells[column])
             lines[i] = " | ".join(cells).strip()
     pair = "<!-- total -->", "<!-- /total -->"
-    return re.sub(".*?".join(pair), f"All together: {total} s.".join(pair), "\n".join(lines))
+    return re.sub(".*?".join(pair), f"All together: {total} s.".join(pair), "\n".join(lines), flags=re.S)
 
 
 def with_example(text, printed):

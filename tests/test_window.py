@@ -35,7 +35,9 @@ def screen():
 
 
 @pytest.mark.parametrize("name, widgets", [
-    ("01_problem", 1), ("02_ddpm_forward", 2), ("06_euler", 1), ("07_bridge", 3), ("09_knobs", 1), ("13_unified", 1)])
+    ("01_problem", 1), ("02_ddpm_forward", 2), ("03_elbo", 1), ("04_ancestral", 1), ("05_cfm", 1), ("06_euler", 1),
+    ("07_bridge", 3), ("08_dit", 1), ("09_knobs", 2), ("10_discrete", 2), ("11_vq", 4), ("12_maskgit", 1),
+    ("13_unified", 1), ("14_reasoning_gen", 3), ("15_hybrid", 1)])
 def test_mouse_and_close(screen, tmp_path, name, widgets):
     command = [sys.executable, __file__, str(ROOT / f"{name}.py"), "--iters", "50"]
     done = subprocess.run(command, cwd=tmp_path, env=screen, capture_output=True, text=True, timeout=120)
@@ -69,7 +71,7 @@ def drive(canvas, widgets):
         mouse(name, "beside", lambda: w.val if slider else 0, lambda new: True, (box.x0 + 9, box.y1 + 5))
         for path in ([0.8], [0.25], [0.25, 0.9, 9], [0.9, 0.1, -9]) if slider else ():  # clicks; beyond the ends
             goal = w.valmin + min(max(path[-1], 0), 1) * (w.valmax - w.valmin)
-            error = (w.valstep or 0) / 2 + (w.valmax - w.valmin) / 100  # half a step and a pixel
+            error = (w.valstep or 0) / 2 + (w.valmax - w.valmin) / 40  # half a step and a pixel
             mouse(name, path, lambda: w.val, lambda new: abs(new - goal) <= error,
                   *[(box.x0 + f * box.width, box.y0 + box.height / 2) for f in path])
             yield
