@@ -10,10 +10,10 @@ p_data(x) / prior(x), as importance sampling does. A few guesses get most of the
 worth only n E[w]^2 / E[w^2] data (the effective sample size): fewer with every dimension.
 The way out is a path, because a velocity needs no sum over space. Join noise eps from the prior to
 data x by a line, xt = t x + (1 - t) eps: a point on it moves with x - eps. A net learns this from
-xt and t by squared error, so it learns the mean, v(xt, t) = E[x - eps | xt]. How much of the crowd
-flows through a place depends on the mean velocity there alone, so noise that follows v in small
-steps is spread like the points on the lines, and ends as data (lesson 05). One step is not enough:
-at t = 0 noise says nothing of x, so v = E[x] - eps, and every eps lands on eps + v = E[x].
+xt and t by squared error, so it learns the mean, v(xt, t) = E[x - eps | xt]. The flow through a
+place is how many are there times their mean velocity. So noise that follows v in small steps stays
+spread like the points on the lines, and ends as data (lesson 05). One step is not enough: at t = 0
+noise says nothing of x, so v = E[x] - eps, and every eps lands on eps + v = E[x].
 C1 The worth of a guess is .187 in two dimensions and falls as .187^(d/2) in d.
 C2 A net that is asked once, at t = 0, sends all noise to the mean of the data.
 C3 The same kind of net, asked again in each of --steps steps, turns noise into data.

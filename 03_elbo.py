@@ -3,19 +3,18 @@
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
 """03 From a bound to a loss: why a net that finds the noise is a model of the data.
-The model p starts at noise and walks lesson 02's chain back to data. A step from xt to x_(t-1) is a
-Gaussian with variance beta around a mean that a net computes. Nobody can sum over all walks that
-end in x to get -log p(x), which should be small. But multiplied and divided by q, p(x) is the mean
-of p(walk) / q(walk | x) over q's walks from x to noise. -log of a mean is at most the mean of -log:
-    -log p(x) <= mean over q's walks of -log( p(walk) / q(walk | x) ),  which is minus the ELBO
-    p(walk)     = p(x_1000)     p(x_999 | x_1000)    ... p(x | x_1)
-    q(walk | x) = q(x_1000 | x) q(x_999 | x_1000, x) ... q(x | x_1, x)   (by Bayes' rule)
-The log of the quotient is a sum over steps. Its mean is a constant and, for each t, a KL divergence
-between steps of q and p, Gaussians of fixed variance. It compares their means (q's: lesson 04):
+The model p starts at noise, x_1000, and walks lesson 02's chain back to data, x. A step from xt to
+x_(t-1) is a Gaussian with variance beta around a mean that a net computes. Nobody can sum p(walk)
+over all walks that end in x. But the chain q of lesson 02 makes such walks from x, and
+    p(x) = sum of q(walk) (p(walk) / q(walk)) = mean of p(walk) / q(walk) over q's walks
+    -log p(x) <= mean of log(q(walk) / p(walk)) over q's walks       (the right is minus the ELBO)
+because -log of a mean is at most the mean of -log. This log is a sum over steps. Bayes' rule turns
+a step of q back in time (lesson 04), so each t has the mean log ratio of two Gaussians, their KL:
     mean of q = (xt - beta / s eps) / sqrt(1 - beta)           (xt = a x + s eps)
     mean of p = (xt - beta / s eps_hat) / sqrt(1 - beta)       if a net finds the noise as eps_hat
-    term at t = |mean of q - mean of p|^2 / (2 beta) + constant    (KL, p has variance beta)
+    KL at t   = |mean of q - mean of p|^2 / (2 beta) + constant        (beta is the variance of p)
               = w |eps - eps_hat|^2 + constant,    w = beta / (2 (1 - beta) s^2)
+At t = 1 the mean of q is x itself, and -log p(x | x_1) has the same form.
 So a net that finds the noise makes the bound small. DDPM's loss L_simple drops w, which is large
 where noise is faint, so that the net works more where pictures take shape. This costs likelihood.
 C1 A net that learns eps by L_simple is less than a nat above the best possible bound.
@@ -91,7 +90,7 @@ def train_target(target, odds, iters, seed):
     def model_mean(xt, t):
         answer = net(torch.cat([xt, t[:, None] / 1000], 1)).detach()
         if target == "mean":
-            return answer  # subtle: at t = 1, where 2 beta is .0002, an error of .01 costs a nat
+            return answer  # subtle: at t = 1, where 2 beta is .0002, errors of .01 cost a nat
         if target == "x":
             answer = (xt - A[t] * answer) / S[t]  # its noise; at t = 1 this is 100 x the error
         return step_mean(xt, answer, t)
