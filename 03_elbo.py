@@ -8,8 +8,9 @@ x_(t-1) is a Gaussian with variance beta around a mean that a net computes. Nobo
 over all walks that end in x. But the chain q of lesson 02 makes such walks from x, and
     p(x) = sum of q(walk) (p(walk) / q(walk)) = mean of p(walk) / q(walk) over q's walks
     -log p(x) <= mean of log(q(walk) / p(walk)) over q's walks       (the right is minus the ELBO)
-because -log of a mean is at most the mean of -log. This log is a sum over steps. Bayes' rule turns
-a step of q back in time (lesson 04), so each t has the mean log ratio of two Gaussians, their KL:
+because -log of a mean is at most the mean of -log. This log is a sum over steps. Given x, Bayes'
+rule turns the steps of q back in time (lesson 04), so each t has the mean log ratio of two
+Gaussians, their KL divergence. What is left over, at x_1000, has no net in it.
     mean of q = (xt - beta / s eps) / sqrt(1 - beta)           (xt = a x + s eps)
     mean of p = (xt - beta / s eps_hat) / sqrt(1 - beta)       if a net finds the noise as eps_hat
     KL at t   = |mean of q - mean of p|^2 / (2 beta) + constant        (beta is the variance of p)
