@@ -10,9 +10,9 @@ two tones. This document is 41 as a picture, the source, and then in words, the 
     place     0     1 1 1 1  2 2 2 2    0      0      1     2     0
 A transformer learns to predict each token of the target from all tokens before it. At <text> it has
 to look (attend) at the tokens of place 1, and writes "four". At "four" it looks at place 2, and
-writes "one". There is no place 3, so <end> follows. Places mean the same in all media, and <text>
-says what to write, so any medium can be given or wanted. (Two nets, one to read and one to write,
-with one vector between them, have to pack all digits into it: the tests show how hard that is.)
+writes "one", and then <end>. Places mean the same in all media, and <text> says what to write, so
+any medium can be given or wanted. (Two nets, one to read and one to write, with one vector between
+them, have to pack all digits into it, which they learn more slowly, and the more so the longer.)
 C1 One net writes each medium from each medium.
 C2 It reads a number that is half a picture and half a sound, although it never saw such a mixture.
 RUN    python 13_unified.py                 (14 seconds; slider: digits; 7 and 8, untrained, break)

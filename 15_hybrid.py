@@ -14,9 +14,9 @@ Then it is frozen, and makes a vector of each word, its feature. The painter is 
 Its score is the share of stripes with the asked colour: 1/8 for a blind guess. A painter that knows
 WHAT to draw, but not WHERE, puts the right colours in random places: 1/3 + 2/3 x 1/8 = 5/12.
 C1 Pooled, with its stripes shuffled, beats a blind guess: it has learned some of WHAT.
-C2 Pooled, not shuffled, scores no more: it does not know WHERE. C3 Cross and joint score nearly 1.
+C2 Pooled, not shuffled, scores no more: it has not found WHERE. C3 Cross and joint score nearly 1.
 A reason for C2: attention adds what it finds, so the feature of "green" is about green + right, the
-word before. (green + right) + (pink + left) = (pink + right) + (green + left), so means are equal.
+word before. As (green + right) + (pink + left) = (pink + right) + (green + left), WHERE is faint.
 RUN    python 15_hybrid.py         (14 seconds; slider: more flags)
 BREAK  python 15_hybrid.py --bag   all painters get words without context and order: C3 fails
 PAPER  DALL-E 2, arXiv 2204.06125 (pooled); Imagen, 2205.11487 (cross); SD3, 2403.03206 (joint)"""

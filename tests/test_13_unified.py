@@ -331,19 +331,19 @@ def test_noise_of_a_tenth_confuses_a_tenth_of_the_strips_and_no_digit(ns):
 
 
 class Towers(nn.Module):
-    """One block reads the source, without a mask; the other writes and sees all vectors of the first, or their mean."""
+    """One block reads the source, without a mask; the other writes and sees all vectors of the first, or their sum."""
     def __init__(self, one_vector):
         super().__init__()
         self.one_vector = one_vector
         self.token, self.place = nn.Embedding(61, 64), nn.Embedding(9, 64)
         self.reader, self.writer = [nn.TransformerEncoderLayer(64, 4, 256, dropout=0, batch_first=True) for _ in "12"]
-        self.weigh, self.head = nn.Linear(64, 1), nn.Linear(64, 61)
+        self.head = nn.Linear(64, 61)
 
     def forward(self, source, target):
         seen, h = [self.token(x[:, :, 0]) + self.place(x[:, :, 1]) for x in (source, target)]
         seen = self.reader(seen)  # (B, S, C)
-        if self.one_vector:  # a mean of learned weights, (B, 1, C)
-            seen = self.weigh(seen).softmax(1).mT @ seen
+        if self.one_vector:  # a plain sum packs more than a mean of learned weights; divided by 3 to be of normal size
+            seen = seen.sum(1, keepdim=True) / 3  # (B, 1, C)
         h = torch.cat([seen, h], 1)
         mask = nn.Transformer.generate_square_subsequent_mask(h.shape[1])
         return self.head(self.writer(h, mask)[:, seen.shape[1]:])
@@ -359,17 +359,17 @@ def one_vector(ns):
 
 
 def test_towers_that_pass_all_vectors_get_every_number_right_in_half_the_time_of_those_that_pass_one(ns, one_vector):
-    """Sound to words alone. All vectors, 300 iterations: 6 digits right. One vector, 600: a part of them."""
+    """Sound to words alone. All vectors, 300 iterations: 6 digits right. One vector, 600: .61 to .71 of them (six seeds)."""
     everything = train(ns, lambda: Towers(False), 300, ONE_WAY)
     assert np.mean(digits_right(ns, everything, 6)) > 0.95
-    few = digits_right(ns, one_vector, 6)
-    assert np.mean(few) < 0.75 and few[-1] < 0.3, few
+    assert np.mean(digits_right(ns, one_vector, 6)) < 0.85
     assert np.mean(digits_right(ns, ns.net, 6)) > 0.95  # the one net, which has eight other pairs to learn
 
 
-def test_one_vector_holds_one_digit_and_the_more_digits_the_smaller_the_share_that_is_right(ns, one_vector):
+def test_one_vector_holds_two_digits_and_the_more_there_are_the_smaller_the_share_that_is_right(ns, one_vector):
+    """Two digits 1, four .88 to .99, six .61 to .71, in 600 iterations."""
     share = [np.mean(digits_right(ns, one_vector, m)) for m in (1, 2, 4, 6)]
-    assert share[0] > 0.95 and share[1] > 0.4 and share[1] > share[2] + 0.03 > share[3] + 0.06, share
+    assert share[0] > 0.95 and share[1] > 0.9 and share[2] > 0.7 and share[2] > share[3] + 0.1, share
 
 
 def test_towers_and_the_one_net_have_as_many_weights_to_a_tenth_of_a_percent(ns):

@@ -39,7 +39,7 @@ def screen():
     ("07_bridge", 3), ("08_dit", 1), ("09_knobs", 2), ("10_discrete", 2), ("11_vq", 4), ("12_maskgit", 1),
     ("13_unified", 1), ("14_reasoning_gen", 3), ("15_hybrid", 1)])
 def test_mouse_and_close(screen, tmp_path, name, widgets):
-    command = [sys.executable, __file__, str(ROOT / f"{name}.py"), "--iters", "50"]
+    command = [sys.executable, __file__, str(ROOT / f"{name}.py"), "--iters", "20"]
     done = subprocess.run(command, cwd=tmp_path, env=screen, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     *events, end = [line.split("|")[1:] for line in done.stdout.splitlines() if line.startswith("mouse|")]
