@@ -20,7 +20,7 @@ So a net that finds the noise makes the bound small. DDPM's loss L_simple drops 
 where noise is faint, so that the net works more where pictures take shape. This costs likelihood.
 C1 A net that learns eps by L_simple is less than a nat above the best possible bound.
 C2 Dropping w costs nats.   C3 Plain squared error on x, or on the mean itself, costs far more.
-RUN    python 03_elbo.py                (7 seconds; click on the net whose samples to see)
+RUN    python 03_elbo.py                (6 seconds; click on the net whose samples to see)
 BREAK  python 03_elbo.py --target mean  C1 is now about the mean and fails; its samples scatter
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, equations 5 to 14 and table 2"""
 import argparse

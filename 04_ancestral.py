@@ -18,7 +18,7 @@ With no noise at all, the means pull the points inwards, step by step, and nothi
 A step must be short: over a long way, xu may be on one moon or on the other, which is no Gaussian.
 So DDPM takes 1000 steps, and each waits for a call of the net. A tenth of them is enough here.
 C1 100 steps (--steps, --var) end as near to the data as 1000.  C2 In 10, beta beats beta-tilde.
-RUN    python 04_ancestral.py               (8 seconds)
+RUN    python 04_ancestral.py               (7 seconds)
 BREAK  python 04_ancestral.py --var zero    one small spot: C1 fails; so it does with --steps 3
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, equation 7, section 3.2, algorithm 2"""
 import argparse

@@ -17,7 +17,7 @@ But a net learns it if it is trained on x - eps, one line at a time, because at 
 (the mixed term is 0, since x - eps has mean v). The last term does not depend on the net.
 C1 The mean obeys the continuity equation at every place and time.
 C2 A net trained on x - eps carries noise to the places where the exact v carries it.
-RUN    python 05_cfm.py             (6 seconds; slider: another share in the exact mean)
+RUN    python 05_cfm.py             (5 seconds; slider: another share in the exact mean)
 BREAK  python 05_cfm.py --share 0   the net learns E[x | xt], which ends elsewhere: C1, C2 fail
 PAPER  Lipman et al. 2022, arXiv 2210.02747, equations 8 (mean), 9 (loss), 26 (continuity)"""
 import argparse

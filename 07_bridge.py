@@ -13,7 +13,7 @@ at the next level (a2, s2). On the arc this is DDIM. On the chord, a = t, it is 
 DDPM's chain (lesson 04) takes the same steps, but draws a part of the noise anew: eta = 1.
 C1 One net, trained on the arc alone, carries noise to the data on the arc and on the chord.
 C2 In 10 steps eta = 0 ends nearer to data than eta = 1. C3 -eps_hat / s is the slope of log p(xt).
-RUN    python 07_bridge.py             (7 seconds)
+RUN    python 07_bridge.py             (6 seconds)
 BREAK  python 07_bridge.py --forget    xt is not divided by r, the chord misses: C1 and C3 fail
 PAPER  Song, Meng, Ermon 2020 (DDIM), arXiv 2010.02502, equations 12 and 16"""
 import argparse

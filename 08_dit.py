@@ -14,7 +14,7 @@ new block returns h unchanged. Why patches? The velocity contains eps, 256 numbe
 pass on. A token of 48 has room for the 16 of a patch. ONE token (an MLP) passes on 48, noise stays.
 C1 The DiT draws the digits we want.   C2 The MLP leaves noise in them.
 C3 In few large steps a DiT learns if gates start at 0. At 1, all blocks disturb h from the start.
-RUN    python 08_dit.py               (16 seconds)
+RUN    python 08_dit.py               (14 seconds)
 BREAK  python 08_dit.py --tokens 1    makes the first net an MLP, too: C1 fails
 PAPER  Peebles, Xie 2022, arXiv 2212.09748, section 3.2"""
 import argparse

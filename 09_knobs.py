@@ -11,7 +11,7 @@ lower moon, wrong in one of five cases, so samples of "upper" lie there with odd
 C1 Schedule: equal angles (the cosine schedule) end closer to the exact ends than linear beta.
 C2 Solver: Heun asks for v twice a step, and still beats Euler with twice the steps.
 C3 Guidance: with w = 2, samples of "upper" are closer to the clean upper moon than with w = 1.
-RUN    python 09_knobs.py              (7 seconds; sliders: steps of Heun, w)
+RUN    python 09_knobs.py              (6 seconds; sliders: steps of Heun, w)
 BREAK  python 09_knobs.py --steps 2    steps are too long for Heun: C2 fails
        python 09_knobs.py --w 8        the samples crowd at one side or leave the moon: C3 fails
 PAPER  arXiv 2102.09672, equation 17 (schedule); 2202.00512 (v); 2207.12598 (guidance)"""

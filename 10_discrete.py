@@ -17,7 +17,7 @@ draw all hidden tokens, but keep only a few. They differ in which ones they keep
 C1 AR ends close to a real picture, while the mean is far from all of them.
 C2 100 draws of AR, or of the hybrid in half the calls, show half as many pictures as fair ones do.
 C3 In 8 calls MaskGIT draws more real pictures than diffusion, C4 but fewer different ones than AR.
-RUN    python 10_discrete.py             (13 seconds; sliders: calls, temperature)
+RUN    python 10_discrete.py             (12 seconds; sliders: calls, temperature)
 BREAK  python 10_discrete.py --calls 1   tokens of one call do not fit together: C2 and C3 fail
 PAPER  arXiv 2202.04200, section 3.2 (MaskGIT); 2107.03006, section 3 (absorbing diffusion)"""
 import argparse

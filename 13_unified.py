@@ -15,7 +15,7 @@ any medium can be given or wanted. (Two nets, one to read and one to write, with
 them, have to pack all digits into it, which they learn more slowly, and the more so the longer.)
 C1 One net writes each medium from each medium.
 C2 It reads a number that is half a picture and half a sound, although it never saw such a mixture.
-RUN    python 13_unified.py                 (14 seconds; slider: digits; 7 and 8, untrained, break)
+RUN    python 13_unified.py                 (12 seconds; slider: digits; 7 and 8, untrained, break)
 BREAK  python 13_unified.py --markers off   nothing says which medium to write: C1 and C2 fail
 PAPER  Chameleon, arXiv 2405.09818 (words and pictures); LWM, 2402.08268 (and films)"""
 import argparse

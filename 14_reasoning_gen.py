@@ -13,7 +13,7 @@ When 7 has been written, it is input, and asks. So b thoughts and the goal make 
 C1 With --thoughts thoughts (k - 1 are enough), 1 to 5 hops end in the right picture.
 C2 With fewer thoughts than k - 1, this training does not get it beyond the best guess.
 C3 The net follows its own words: after a wrong thought it draws what this thought leads to.
-RUN    python 14_reasoning_gen.py                 (14 seconds; sliders: hops, thoughts, wrong)
+RUN    python 14_reasoning_gen.py                 (12 seconds; sliders: hops, thoughts, wrong)
 BREAK  python 14_reasoning_gen.py --thoughts 0    the net guesses from 2 hops on: C1 fails
 PAPER  arXiv 2201.11903 (chain of thought), 2310.07923 (steps in series), 2405.09818 (Chameleon)"""
 import argparse

@@ -17,7 +17,7 @@ C1 Pooled, with its stripes shuffled, beats a blind guess: it has learned some o
 C2 Pooled, not shuffled, scores no more: it has not found WHERE. C3 Cross and joint score nearly 1.
 A reason for C2: attention adds what it finds, so the feature of "green" is about green + right, the
 word before. As (green + right) + (pink + left) = (pink + right) + (green + left), WHERE is faint.
-RUN    python 15_hybrid.py         (14 seconds; slider: more flags)
+RUN    python 15_hybrid.py         (12 seconds; slider: more flags)
 BREAK  python 15_hybrid.py --bag   all painters get words without context and order: C3 fails
 PAPER  DALL-E 2, arXiv 2204.06125 (pooled); Imagen, 2205.11487 (cross); SD3, 2403.03206 (joint)"""
 import argparse
