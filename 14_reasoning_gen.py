@@ -143,7 +143,7 @@ def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
 claim("C1", "right with --thoughts, worst of 1 to 5 hops", right[args.thoughts].min(), ">", 0.95)
-claim("C2", "right with too few, minus the best guess (chance: .03)", over, "<", 0.05)
+claim("C2", "right with too few, minus the best guess (noise: .02)", over, "<", 0.05)
 claim("C3", "follow the wrong thought (if it is ignored: 0)", follows, ">", 0.95)
 print("figure: 14_reasoning_gen.png")
 if plt.get_backend().lower() != "agg":  # no window without a display
