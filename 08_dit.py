@@ -13,7 +13,7 @@ token. A matrix (adaLN) makes shift, scale and gate from t and y. It starts at 0
 new block returns h unchanged. Why patches? The velocity contains eps, 256 numbers that the net must
 pass on. A token of 48 has room for the 16 of a patch. ONE token (an MLP) passes on 48, noise stays.
 C1 The DiT draws the digits we want.   C2 The MLP leaves noise in them.
-C3 In few large steps a DiT learns if gates start at 0. At 1, all blocks disturb h from the start.
+C3 In few large steps, a DiT learns with gates from 0. From 1 it does not: it needs a slow start.
 RUN    python 08_dit.py               (14 seconds)
 BREAK  python 08_dit.py --tokens 1    makes the first net an MLP, too: C1 fails
 PAPER  Peebles, Xie 2022, arXiv 2212.09748, section 3.2"""

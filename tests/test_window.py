@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -34,16 +35,28 @@ def screen():
             server.wait()
 
 
-@pytest.mark.parametrize("name, widgets", [
-    ("01_problem", 1), ("02_ddpm_forward", 2), ("03_elbo", 1), ("04_ancestral", 1), ("05_cfm", 1), ("06_euler", 1),
-    ("07_bridge", 3), ("08_dit", 1), ("09_knobs", 2), ("10_discrete", 2), ("11_vq", 4), ("12_maskgit", 1),
-    ("13_unified", 1), ("14_reasoning_gen", 3), ("15_hybrid", 1)])
-def test_mouse_and_close(screen, tmp_path, name, widgets):
-    command = [sys.executable, __file__, str(ROOT / f"{name}.py"), "--iters", "20"]
-    done = subprocess.run(command, cwd=tmp_path, env=screen, capture_output=True, text=True, timeout=120)
+WIDGETS = {"01_problem": 1, "02_ddpm_forward": 2, "03_elbo": 1, "04_ancestral": 1, "05_cfm": 1, "06_euler": 1,
+           "07_bridge": 3, "08_dit": 1, "09_knobs": 2, "10_discrete": 2, "11_vq": 4, "12_maskgit": 1, "13_unified": 1,
+           "14_reasoning_gen": 3, "15_hybrid": 1}
+
+
+@pytest.fixture(scope="module")
+def driven(screen, tmp_path_factory):
+    """{lesson: its finished process}, two at a time."""
+    def drive_one(name):
+        command = [sys.executable, __file__, str(ROOT / f"{name}.py"), "--iters", "20"]
+        folder = tmp_path_factory.mktemp(name)
+        return name, subprocess.run(command, cwd=folder, env=screen, capture_output=True, text=True, timeout=240)
+    with ThreadPoolExecutor(2) as pool:
+        return dict(pool.map(drive_one, WIDGETS))
+
+
+@pytest.mark.parametrize("name", WIDGETS)
+def test_mouse_and_close(driven, name):
+    done = driven[name]
     assert done.returncode == 0 and done.stderr == "", done.stderr
     *events, end = [line.split("|")[1:] for line in done.stdout.splitlines() if line.startswith("mouse|")]
-    assert end == ["closed"] and len({event[0] for event in events}) == widgets, done.stdout
+    assert end == ["closed"] and len({event[0] for event in events}) == WIDGETS[name], done.stdout
     for widget, what, seconds, effect in events:
         assert effect == "as it should" and float(seconds) < 2, (widget, what, seconds, effect)
 
