@@ -11,8 +11,8 @@ two tones. This document is 41 as a picture, the source, and then in words, the 
 A transformer learns to predict each token of the target from all tokens before it. At <text> it has
 to look (attend) at the tokens of place 1, and writes "four". At "four" it looks at place 2, and
 writes "one", and then <end>. Places mean the same in all media, and <text> says what to write, so
-any medium can be given or wanted. (Two nets, one to read and one to write, with one vector between
-them, have to pack all digits into it, which they learn more slowly, and the more so the longer.)
+any medium can be given or wanted. Two nets, one to read and one to write, with one vector between
+them, must pack all digits into it. They learn that slowly, above all for long numbers (the tests).
 C1 One net writes each medium from each medium.
 C2 It reads a number that is half a picture and half a sound, although it never saw such a mixture.
 RUN    python 13_unified.py                 (12 seconds; slider: digits; 7 and 8, untrained, break)
@@ -128,13 +128,13 @@ def draw(m):
     wave = WAVES[SPELL["audio"][number[0]] - 14].sum(1)  # (m, 800): two tones at once
     given.clear()
     given.specgram(wave.flatten(), Fs=8000, cmap="Greys")
-    given.set(title="given: a number as sound (in hertz)", ylim=(500, 1700))
+    given.set(title="given: sound (in hertz); written (red: wrong):", ylim=(500, 1700))
     source, target = segment(number, "audio"), segment(number, "image")
     drawn, words = reply(net, source, target), reply(net, source, segment(number, "text"))
     strips = PIXELS[drawn[0, 1:-1, 0]]  # (4 m, 16, 4)
     written.clear()
     written.imshow(torch.cat(list(strips), 1), "Blues" if drawn.equal(target) else "Reds")
-    written.set_title("written (red: wrong): " + " ".join(WORDS[k] for k in words[0, 1:-1, 0]))
+    written.set_title("as picture and words: " + " ".join(WORDS[k] for k in words[0, 1:-1, 0]))
 draw(6)
 slider.on_changed(draw)
 fig.savefig("13_unified.png", dpi=120)

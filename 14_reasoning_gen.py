@@ -132,7 +132,7 @@ def draw(_):
     board(axes[1], "A (frames: start, goal)", A[0], path[0, :k + 1], "k")
     board(axes[2], "B", B[0], path[0, k:k + 1], "k")
     colour = "tab:blue" if picture[0].equal(edit(A, B, path[:, k:k + 1])[0]) else "tab:red"
-    board(axes[3], f"written: {words[0, 1:].tolist()}", picture[0], words[0], colour)
+    board(axes[3], f"written: {words[0, 1:].tolist()}\n(red: wrong)", picture[0], words[0], colour)
 draw(None)
 for slider in (hops, think, wrong):
     slider.on_changed(draw)

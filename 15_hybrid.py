@@ -71,7 +71,7 @@ def cross(stripes, features):
     return stripes, features  # tokens (B, 3, 48), seen (B, 6, 48)
 def joint(stripes, features):
     tokens = torch.cat([stripes, features], 1)  # (B, 9, 48)
-    return tokens, tokens  # torch's block wants something to be seen: here the same once more
+    return tokens, tokens  # the block also looks at what is seen: here its own input
 
 class Painter(nn.Module):
     def __init__(self, interface):
@@ -103,7 +103,7 @@ def train(net, inputs, others, iters):
     print(f"{type(net).__name__}: {iters} iterations, loss {loss:.3f}")
     return net.requires_grad_(False)
 
-known, asked = torch.randint(8, (3000, 3)), torch.randint(8, (800, 3))  # nearly all known
+known, asked = torch.randint(8, (3000, 3)), torch.randint(8, (800, 3))  # asked: most are known
 captions, asked_captions = tell(known), tell(asked)
 lm = train(LanguageModel(), captions, tell(known), args.iters)
 reader = lm.word if args.bag else lm  # lm.word: a vector for each word, without its place
@@ -119,7 +119,7 @@ for interface, read in rows:
     colour = torch.cdist(xt, PAINT).argmin(2)  # (800, 3 stripes), the nearest of the 8
     drawn.append(xt)
     score.append((colour == asked).float().mean().item())  # C1, C2, C3
-    shuffled.append((colour[:, :, None] == asked[:, None, :]).float().mean().item())  # on average
+    shuffled.append((colour[:, :, None] == asked[:, None, :]).float().mean().item())  # all orders
 
 # --- figure
 fig, (left, chart) = plt.subplots(1, 2, figsize=(12, 5), width_ratios=[3, 1], layout="constrained")
@@ -127,7 +127,7 @@ flags = torch.cat([torch.stack(drawn), torch.full((5, 800, 1, 3), 0.5)], 2)  # (
 left.imshow(flags.view(5, 3200, 3).clip(-1, 1) / 2 + 0.5, aspect="auto")  # grey between flags
 left.hlines([0.5, 1.5, 2.5, 3.5], -0.5, 3200, color="0.75", lw=12)  # grey between the rows
 left.set_yticks(range(5), ["asked", "pooled", "cross", "joint", "bag of words"])
-chart.barh(range(1, 5), score, color=["tab:red", "tab:blue", "tab:blue", "tab:red"])
+chart.barh(range(1, 5), score, color=["tab:blue" if s > 0.9 else "tab:red" for s in score])
 chart.plot(shuffled, range(1, 5), "k|", ms=60)
 chart.set(title="score (black: shuffled)", yticks=[], ylim=(4.5, -0.5), xticks=[1 / 8, 5 / 12, 1])
 slider = plt.Slider(chart.inset_axes([0.2, 0.9, 0.5, 0.06]), "flag", 0, 795, valinit=0, valstep=1)

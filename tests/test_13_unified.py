@@ -457,7 +457,7 @@ def test_slider_reaches_the_untrained_lengths_in_red_and_goes_back(ns):
         for m in (1, 2, 3, 5, 6):
             ns.slider.set_val(m)
             title, colours, picture, tones = look(ns)
-            assert title == "written (red: wrong): " + " ".join(names[:m]) and colours == "Blues"
+            assert title == "as picture and words: " + " ".join(names[:m]) and colours == "Blues"
             want = torch.cat([ns.draw_digit(d, "DejaVu Sans") for d in "314159"[:m]], 1).numpy()
             assert picture.shape == want.shape and np.abs(picture - want).max() == 0
             hertz = ns.HERTZ[ns.SPELL["audio"][[3, 1, 4, 1, 5, 9][:m]] - 14].numpy()
@@ -465,7 +465,7 @@ def test_slider_reaches_the_untrained_lengths_in_red_and_goes_back(ns):
         for m in (7, 8):
             ns.slider.set_val(m)
             title, colours, picture, tones = look(ns)
-            assert colours == "Reds" and title != "written (red: wrong): " + " ".join(names[:m]) and len(tones) == m
+            assert colours == "Reds" and title != "as picture and words: " + " ".join(names[:m]) and len(tones) == m
     finally:
         ns.slider.set_val(6)
     after = look(ns)

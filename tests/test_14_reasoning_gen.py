@@ -484,7 +484,7 @@ def look(ns):
     ax = ns.axes[3]
     line = ax.lines[0]
     cells = [int(v) for v in line.get_xdata() + 3 * line.get_ydata()]
-    return ax.get_title(), to_hex(line.get_color()), cells, [int(text.get_text()) for text in ax.texts]
+    return ax.get_title().split("\n")[0], to_hex(line.get_color()), cells, [int(text.get_text()) for text in ax.texts]
 
 
 def test_sliders_show_the_answers_of_the_first_task_and_go_back(ns):

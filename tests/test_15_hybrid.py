@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import paste
+from matplotlib.colors import to_hex
 from torch import nn
 
 NAME = "15_hybrid"
@@ -667,6 +668,7 @@ def test_break_a_bag_of_words(lesson):
     broken = lesson(NAME, "--bag", "--iters", "60")
     assert broken.claims() == {"C1": True, "C2": True, "C3": False}
     assert max(bar.get_width() for bar in broken.ns.chart.patches) < 0.6
+    assert {to_hex(bar.get_facecolor()) for bar in broken.ns.chart.patches} == {to_hex("tab:red")}
 
 
 def test_nets_of_50_iterations_place_too_few(lesson):
