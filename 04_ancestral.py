@@ -3,20 +3,21 @@
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
 """04 Ancestral sampling: from noise back to data, one Gaussian step at a time.
-The chain of lesson 02 goes from data x at t = 0 to noise at t = T. On the way its point is
-    xt = a x + s eps,    a^2 = abar[t],  s^2 = 1 - abar[t]
-Now walk back: given xt, where was the point xu at an earlier time u? If x were known, there would
-be two hints: xu lies around a multiple of x, and xt lies around a multiple of xu. Each hint is a
-Gaussian. Bayes' rule multiplies them, and the product is a Gaussian again, with a mean between the
-two hints and a variance that is called beta-tilde (function bayes). But x is not known. A net
-finds eps_hat in xt, so that x_hat = (xt - s eps_hat) / a is the mean of all x that may be behind
-xt. The true x scatters around x_hat, so xu scatters more than beta-tilde says. How much more
-depends on the data. If all data are one point, beta-tilde is right. If they are N(0, I), every xt
-is N(0, I), too, the chain looks the same in both directions, and the right variance is beta, that
-of the noise which the chain adds from u to t. At most t the moons are nearer to the second case.
-With no noise at all, the means pull the points inwards, step by step, and nothing pushes them out.
-A step must be short: over a long way, xu may be on one moon or on the other, which is no Gaussian.
-So DDPM takes 1000 steps, and each waits for a call of the net. A tenth of them is enough here.
+The chain of lesson 02 goes from data x (time 0) to xu (time u), xt (time t) and noise (time T):
+    xt = a x + s eps,  a^2 = abar[t],  s^2 = 1 - abar[t],  eps ~ N(0, I)
+    xt = sqrt(1 - beta) xu + sqrt(beta) z,  beta = 1 - abar[t] / abar[u],  z ~ N(0, I)
+Now walk back: given xt, where was xu? If x were known, there would be two hints: xu lies around a
+multiple of x, and xt lies around a multiple of xu. Each hint is a Gaussian. Bayes' rule multiplies
+them, and the product is a Gaussian again (function bayes), with a variance called beta-tilde:
+    beta-tilde = beta (1 - abar[u]) / (1 - abar[t])
+But x is not known. A net trained on squared error answers with the mean of all eps that fit xt. So
+x_hat = (xt - s eps_hat) / a is the mean of all x that fit xt. The true x scatters around x_hat, so
+xu scatters more than beta-tilde says. How much more depends on the data. If all data are one point,
+x_hat is x, and beta-tilde is right. If the data are N(0, I), then xu and xt are N(0, I), too, and
+have the correlation sqrt(1 - beta). So xu, given xt, has the variance 1 - (1 - beta) = beta. Which
+of the two is better for the moons is measured (C2). Over a long way, xu may be on one moon or on
+the other, which is no Gaussian, so steps must be short. DDPM takes 1000, and each waits for a call
+of the net. A tenth of them is enough here.
 C1 100 steps (--steps, --var) end as near to the data as 1000.  C2 In 10, beta beats beta-tilde.
 RUN    python 04_ancestral.py               (7 seconds)
 BREAK  python 04_ancestral.py --var zero    one small spot: C1 fails; so it does with --steps 3
@@ -37,12 +38,11 @@ if not 1 <= args.steps <= 200 or args.iters < 1 or args.seed < 0:
     parser.error("--steps must be 1 to 200, --iters 1 or more, --seed 0 or more")
 torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # nets this small are fastest on one core
-
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), places on a half circle
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), on both moons; .7107 makes the mean variance 1
-STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each place in MU
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), scaled: |x|^2 is 2 on average, as in N(0, I)
+STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
     return MU[torch.randint(64, (n,))] + STD * torch.randn(n, 2)
@@ -57,18 +57,19 @@ def bayes(xt, x, t, u, abar):
     """Mean of xu given xt and x, (B, 2) each, u < t; then beta and beta-tilde, (1,) each."""
     beta = 1 - abar[t] / abar[u]  # of the noise between u and t; beta[t] if u = t - 1
     from_x, var_x = abar[u].sqrt() * x, 1 - abar[u]  # mean and variance of xu by the first hint
-    # second hint: xt = sqrt(1 - beta) xu + sqrt(beta) eps, solved for xu
-    from_xt, var_xt = xt / (1 - beta).sqrt(), beta / (1 - beta)
-    share = var_x / (var_x + var_xt)  # the wider the first, the more the second counts
+    from_xt, var_xt = xt / (1 - beta).sqrt(), beta / (1 - beta)  # second hint, solved for xu
+    # In a product of Gaussians each mean has the weight 1 / variance.
+    share = var_x / (var_x + var_xt)  # of the second hint: (1 / var_xt) / (1 / var_x + 1 / var_xt)
     mean = from_x + share * (from_xt - from_x)  # equation 7, like the next line
-    beta_tilde = (1 - share) * var_x
+    # 1 / (sum of weights) is the variance. As var_x + var_xt = (1 - abar[t]) / (1 - beta), it is
+    beta_tilde = (1 - share) * var_x  # = beta (1 - abar[u]) / (1 - abar[t])
     return mean, beta, beta_tilde
 
 def ancestral(eps_net, xt, abar, n_steps, var):
     """From noise xt (B, 2) at T to samples (B, 2) in n_steps (algorithm 2); var as in VARS."""
     times = torch.linspace(len(abar) - 1, 0, n_steps + 1).round().int()  # T, ..., 0
-    for t, u in zip(times, times[1:]):  # from each time to the next
-        eps_hat = eps_net(xt, t.expand(len(xt)))
+    for t, u in zip(times, times[1:]):  # each time and the next, of shape (), so abar[t] is (1,)
+        eps_hat = eps_net(xt, t.expand(len(xt)))  # the net takes xt (B, 2) and t (B,)
         x_hat = (xt - (1 - abar[t]).sqrt() * eps_hat) / abar[t].sqrt()
         xt, beta, beta_tilde = bayes(xt, x_hat, t, u, abar)
         if var == "beta" and u > 0:  # at u = 0 the noise would stay in the samples
@@ -82,7 +83,7 @@ def train_eps(abar, iters):
     """Learn the noise in xt at t = 1 .. T of a schedule abar[t]. Returns eps_hat(xt, t), t (B,)."""
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
                         nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
-    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95))  # .999 is a little worse here
+    optimizer = torch.optim.Adam(net.parameters())
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = 0.03 * (1 - i / iters)  # large steps first, then small
         x, eps = two_moons(1024), torch.randn(1024, 2)
@@ -106,7 +107,7 @@ def energy_distance(x, y):
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # diverged, or nan
 
 def mean_distance(eps_net, abar, n_steps, var):
-    """Energy distance of samples to data, mean of three draws; real data would score +- .001."""
+    """Mean energy distance of three draws to data. Real data: 0 +- .001 (standard deviation)."""
     total = 0
     for _ in range(3):
         samples = ancestral(eps_net, torch.randn(1500, 2), abar, n_steps, var)
@@ -116,16 +117,16 @@ def mean_distance(eps_net, abar, n_steps, var):
 noise, real = torch.randn(2000, 2), two_moons(2000)
 before = energy_distance(noise, real)
 chosen = mean_distance(eps_net, abar, args.steps, args.var)  # C1
-full = min(before, mean_distance(eps_net, abar, 1000, "beta"))  # even if it diverged
+full = min(before, mean_distance(eps_net, abar, 1000, "beta"))  # capped: inf would let C1 pass
 by_beta = mean_distance(eps_net, abar, 10, "beta")
 by_tilde = mean_distance(eps_net, abar, 10, "beta-tilde")  # C2
 
 # --- figure
-fig, axes = plt.subplots(1, 3, figsize=(12, 4.2), sharex=True, sharey=True)
-fig.subplots_adjust(left=0.04, right=0.99, bottom=0.2)
-slider = plt.Slider(plt.axes([0.3, 0.04, 0.4, 0.04]), "steps", 1, 100, valinit=10, valstep=1)
+fig, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+slider = plt.Slider(plt.axes([0.3, 0.03, 0.4, 0.04]), "steps", 1, 100, valinit=10, valstep=1)
 
 def draw(n_steps):
+    fig.suptitle(f"{n_steps:.0f} steps (noise: {before:.3f} from data; samples no nearer are red)")
     for ax, var in zip(axes, VARS):
         x = ancestral(eps_net, noise, abar, int(n_steps), var)
         distance = energy_distance(x, real)
@@ -133,16 +134,17 @@ def draw(n_steps):
         ax.plot(real[:, 0], real[:, 1], ".", color="0.7", ms=2)
         ax.plot(x[:, 0], x[:, 1], ".", color="tab:blue" if distance < before else "tab:red", ms=2)
         ax.set(title=f"variance {var}: {distance:.3f} from data (grey)", aspect="equal")
-draw(10)
+        ax.set(xlim=(-3, 3), ylim=(-1.8, 1.8))
+draw(10)  # always 10 at the start, as in C2: --steps and --var set C1's run only
 slider.on_changed(draw)
 fig.savefig("04_ancestral.png", dpi=120)
 
-# --- claims
+# --- claims: equal samplers differ by 0 +- .0015 (standard deviation); a bound is 4 times that
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
-claim("C1", f"{args.steps} steps minus 1000 (chance +- .0015)", chosen - full, "<", 0.006)
-claim("C2", "10 steps, beta-tilde minus beta (chance +- .0015)", by_tilde - by_beta, ">", 0.006)
+claim("C1", f"{args.steps} steps minus 1000 (std by chance .0015)", chosen - full, "<", 0.006)
+claim("C2", "10 steps, beta-tilde minus beta (std by chance .0015)", by_tilde - by_beta, ">", 0.006)
 print("figure: 04_ancestral.png")
 if plt.get_backend().lower() != "agg":  # no window without a display
     plt.show()

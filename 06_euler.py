@@ -5,15 +5,17 @@
 """06 Euler ODEs: from noise to data in a few steps along a learned velocity.
 Join noise eps (t = 0) and data x (t = 1) by a line, xt = t x + (1 - t) eps. A point on it moves
 with x - eps. A net has to tell this velocity from xt and t. Many lines cross there, so its best
-answer is the mean of their velocities, v(xt, t) = E[x - eps | xt]. The mean is enough: noise that
-moves with v is spread, at every t, like the points on the lines (lesson 05 shows why).
-To sample, solve dx/dt = v(x, t). As t grows, xt says more of where it will end, so the mean turns
-and the path bends: a few straight steps miss the data. Reflow: follow v from each eps to the x that
-it reaches, and train a second net on these pairs. Paths of v cannot cross, as v has one value at
-each place and time. So near eps mostly reach near x, lines hardly cross, its v is nearly constant.
-C1 With --steps Euler steps, noise ends closer to data. C2 With ONE, after reflow, 10 times closer.
+answer is the mean of their velocities, v(xt, t) = E[x - eps | xt]. The mean is enough: how many
+points cross the walls of a small cell depends only on how many there are and their mean velocity.
+So noise that follows dx/dt = v(x, t) keeps the numbers of the lines in each cell and ends as data.
+As t grows, xt tells more of its x, so v turns and its paths bend: a few straight steps miss.
+Reflow: follow v from each eps to the x that it reaches, and train a second net on these pairs. Near
+eps mostly reach near x, so lines between them cross much less than random ones. (Nothing says how
+much less, but the loss of the second net shows it.) Where few lines cross, their mean velocity is
+nearly that of one line, which is the same at all t, and one step will do.
+C1 --steps Euler steps end closer to data than noise starts. C2 ONE, after reflow, 10 times closer.
 RUN    python 06_euler.py --steps 5    (7 seconds; --data FILE learns points of your own)
-BREAK  python 06_euler.py --steps 1    noise at t = 0 tells nothing of x: all go to the mean
+BREAK  python 06_euler.py --steps 1    noise tells nothing of x, so all go to the mean: C1 fails
 PAPER  Liu et al. 2022, arXiv 2209.03003, equation 1 (the loss) and algorithm 1 (reflow)"""
 import argparse
 import matplotlib.pyplot as plt
@@ -36,14 +38,13 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data: two moons, or points of your own
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), places on a half circle
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), on both moons; .7107 makes the mean variance 1
-STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each place in MU
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), scaled: |x|^2 is 2 on average, as in N(0, I)
+STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
     return MU[torch.randint(64, (n,))] + STD * torch.randn(n, 2)
 
-def read_points(path):
-    """Two columns of a .csv, .tsv, .txt or .npy, or the dark pixels of a .png or .jpg: (n, 2)."""
+def read_points(path):  # (n, 2): two columns of a table, or the dark pixels of a picture
     if path.endswith((".png", ".jpg")):
         grey = np.atleast_3d(plt.imread(path))[:, :, :3].mean(2)  # of red, green and blue
         return np.argwhere(grey < grey.mean())[:, ::-1] * [1, -1]  # (column, -row): right and up
@@ -52,9 +53,9 @@ def read_points(path):
     assert path.endswith((".csv", ".tsv", ".txt")), "not .csv, .tsv, .txt, .npy, .png or .jpg"
     points = []
     for number, line in enumerate(open(path, encoding="utf-8-sig").read().strip().splitlines(), 1):
-        comma_is = "." if "\t" in line or ";" in line else " "  # 1,5;2,5: it is a decimal point
+        comma = "." if "\t" in line or ";" in line else " "  # decimal point in 1,5;2,5, not in 1,2
         try:
-            points.append([float(n) for n in line.replace(",", comma_is).replace(";", " ").split()])
+            points.append([float(n) for n in line.replace(",", comma).replace(";", " ").split()])
         except ValueError:
             assert number == 1, f"row {number} is not a number: {line}"  # row 1 may be a header
     return points
@@ -72,13 +73,13 @@ def euler(v, x, t, h):
     return x + h * v(x, t)
 def heun(v, x, t, h):
     k1 = v(x, t)
-    return x + h * (k1 + v(x + h * k1, t + h)) / 2
+    return x + h * (k1 + v(x + h * k1, t + h)) / 2  # mean of the slopes at start and end
 def rk4(v, x, t, h):
     k1 = v(x, t)
-    k2 = v(x + h / 2 * k1, t + h / 2)
-    k3 = v(x + h / 2 * k2, t + h / 2)
-    k4 = v(x + h * k3, t + h)
-    return x + h * (k1 + 2 * k2 + 2 * k3 + k4) / 6  # Simpson's rule, the middle slope twice
+    k2 = v(x + h / 2 * k1, t + h / 2)  # slope in the middle of the step, where k1 leads
+    k3 = v(x + h / 2 * k2, t + h / 2)  # the middle once more, where k2 leads
+    k4 = v(x + h * k3, t + h)  # slope at the end
+    return x + h * (k1 + 2 * k2 + 2 * k3 + k4) / 6  # Simpson's weights 1 4 1, the 4 split on k2, k3
 
 def solve(v, x, n_steps, step):
     """Carry x (B, D) from t = 0 to t = 1 in n_steps: the whole path, (n_steps + 1, B, D)."""
@@ -87,12 +88,11 @@ def solve(v, x, n_steps, step):
         path.append(step(v, path[-1], i / n_steps, 1 / n_steps))
     return torch.stack(path)
 
-# --- train
-def train_velocity(x, eps, iters):
-    """Learn the mean velocity of the lines from eps[i] to x[i], (n, 2). Returns v(xt, t)."""
+# --- train and measure
+def train_velocity(x, eps, iters):  # learns v(xt, t) of lines from eps[i] to x[i], (n, 2) each
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
                         nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
-    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.Adam(net.parameters(), fused=True)  # fused: one kernel, faster
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = 0.03 * (1 - i / iters)  # large steps first, then small
         pick, t = torch.randint(len(x), (1024,)), torch.rand(1024, 1)
@@ -104,38 +104,38 @@ def train_velocity(x, eps, iters):
         optimizer.step()
     print(f"{iters} iterations, loss {loss:.4f}")
     return lambda xt, t: net(torch.cat([xt, torch.full_like(xt[:, :1], t)], 1)).detach()
-eps = torch.randn_like(x)  # one for each x, at random, and kept: reflow will find each a better x
-first = train_velocity(x, eps, args.iters)
-reached = solve(first, eps, 10, rk4)[-1]  # 10 steps of RK4 are as good as exact
-second = train_velocity(reached, eps, args.iters)  # reflow
+eps = torch.randn_like(x)  # fixed for each x: one function that takes pairs serves both trainings
+first = train_velocity(x, eps, args.iters)  # lines cross: 1.4 of the variance 2 of x - eps is left
+reached = solve(first, eps, 10, rk4)[-1]  # nearly exact, but with the errors that first has learned
+second = train_velocity(reached, eps, args.iters)  # reflow: lines hardly cross, little is left
 
-# --- measure
 def energy_distance(x, y):
     """How much farther two clouds (n, 2) are from each other than from themselves: 0 if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # diverged, or nan
 noise, real = torch.randn(2500, 2), x[torch.randint(len(x), (2500,))]
-before = energy_distance(noise, real)
+before = energy_distance(noise, real)  # of noise that has not moved
 after = energy_distance(solve(first, noise, args.steps, euler)[-1], real)  # C1
 reflow = energy_distance(solve(second, noise, 1, euler)[-1], real)  # C2
 
 # --- figure
-fig, axes = plt.subplots(1, 4, sharex=True, sharey=True, figsize=(14, 4), layout="constrained")
+fig, axes = plt.subplots(1, 4, sharex=True, sharey=True, figsize=(14, 3.7), layout="constrained")
+fig.suptitle(f"noise (black), {before:.2} from data (grey), goes to samples (blue; red if farther)")
 slider = plt.Slider(plt.axes([0.4, 0.01, 0.2, 0.04]), "steps", 1, 50, valinit=args.steps, valstep=1)
 
 def draw(n_steps):
-    panels = [("Euler", first, euler, n_steps), ("Heun", first, heun, n_steps),
-              ("RK4", first, rk4, n_steps), ("after reflow", second, euler, 1)]
-    for ax, (name, v, step, n) in zip(axes, panels):
-        path = solve(v, noise, int(n), step)
+    panels = [("Euler", first, euler, n_steps, 1), ("Heun", first, heun, n_steps, 2),
+              ("RK4", first, rk4, n_steps, 4), ("Reflow", second, euler, 1, 1)]
+    for ax, (name, v, step, n, calls) in zip(axes, panels):
+        path = solve(v, noise, n, step)
         distance = energy_distance(path[-1], real)
         ax.clear()
         ax.plot(*real.T, ".", color="0.7", ms=2)
         ax.plot(*path[-1].T, ".", color="tab:blue" if distance < before else "tab:red", ms=2)
-        ax.plot(path[:, :40, 0], path[:, :40, 1], "k-", lw=0.5)  # 40 paths, from noise to sample
-        ax.set(title=f"{name}: {distance:.4f} from data", aspect="equal", xlabel=f"{n} steps")
+        ax.plot(path[:, :40, 0], path[:, :40, 1], "k.-", lw=0.5, ms=4, markevery=[0])  # dot: start
+        ax.set(title=f"{name} (calls of v: {n * calls}): {distance:.3f} from data", aspect="equal")
 draw(args.steps)
-slider.on_changed(draw)
+slider.on_changed(lambda n: draw(int(n)))  # the slider gives a float
 fig.savefig("06_euler.png", dpi=120)
 
 # --- claims
@@ -143,8 +143,8 @@ def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
 if not args.data:  # the bounds are those of the moons
-    claim("C1", f"{args.steps} Euler steps, energy distance", after, "<", before)
-    claim("C2", "one step after reflow (two real draws 0 +- .001)", reflow, "<", 0.1 * before)
+    claim("C1", f"{args.steps} Euler steps, energy distance (bound: noise's)", after, "<", before)
+    claim("C2", "one step after reflow (two draws of data: 0 +- .001)", reflow, "<", 0.1 * before)
 print("figure: 06_euler.png")
 if plt.get_backend().lower() != "agg":  # no window without a display
     plt.show()

@@ -3,14 +3,15 @@
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
 """07 Bridge: DDPM and flow matching are one method on two paths, so one net serves both.
-Both mix data and noise, xt = a x + s eps. They differ in the levels (a, s) on the way. Those of
-DDPM lie on the arc a^2 + s^2 = 1, those of flow matching on the chord a + s = 1. Divide a point of
-the chord by r = sqrt(a^2 + s^2). The result, a / r x + s / r eps, is a point of the arc with the
-same x and eps. So a net that finds the noise on the arc finds it on the chord, too.
-To sample, the net splits xt into data and noise, xt = a x_hat + s eps_hat. A step mixes them again
-at the next level (a2, s2). On the arc this is DDIM. On the chord, a = t, it is lesson 06's Euler:
-    a2 x_hat + s2 eps_hat = xt + (t2 - t) (x_hat - eps_hat)
-DDPM's chain (lesson 04) takes the same steps, but draws a part of the noise anew: eta = 1.
+Both mix data and noise, xt = a x + s eps. DDPM's levels (a, s) lie on the arc a^2 + s^2 = 1, flow
+matching's on the chord a + s = 1. A point of the chord, divided by r = sqrt(a^2 + s^2), is a point
+of the arc with the same x and eps. So a net that finds the noise on the arc does so on the chord.
+Many x and eps may be behind one xt. The net learns eps_hat, the mean of these eps, and x_hat =
+(xt - s eps_hat) / a is the mean of these x. A small step to the next level (a2, s2) mixes both
+there: a2 x_hat + s2 eps_hat. This moves xt with the mean velocity of all that may be behind it,
+and that leads noise to data (lesson 01). On the arc it is DDIM. On the chord, where a = t, it is
+xt + (t2 - t) (x_hat - eps_hat), lesson 06's Euler step. DDPM's chain (lesson 04) takes such steps,
+too, but puts new noise in place of a part of eps_hat: none for eta = 0, as much as DDPM for 1.
 C1 One net, trained on the arc alone, carries noise to the data on the arc and on the chord.
 C2 In 10 steps eta = 0 ends nearer to data than eta = 1. C3 -eps_hat / s is the slope of log p(xt).
 RUN    python 07_bridge.py             (6 seconds)
@@ -34,105 +35,104 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), places on a half circle
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), on both moons; .7107 makes the mean variance 1
-STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each place in MU
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), scaled: |x|^2 is 2 on average, as in N(0, I)
+STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
     return MU[torch.randint(64, (n,))] + STD * torch.randn(n, 2)
 
 # --- method: a path is a list of levels (a, s) from noise to data, (n_steps + 1, 2)
-ABAR = (1 - torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])).cumprod(0)
+BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])  # DDPM's, as in lesson 02
+ABAR = (1 - BETA).cumprod(0)  # ABAR[0] = 1, as BETA[0] = 0: at k = 0 there is no noise
 ARC = torch.stack([ABAR.sqrt(), (1 - ABAR).sqrt()], 1)  # (1001, 2), levels at k = 0 .. 1000
-def arc(n_steps):
-    """n_steps + 1 levels on DDPM's arc, from k = 1000 (noise) down to k = 0 (data)."""
+def arc(n_steps):  # DDPM's path, from k = 1000 (noise) down to k = 0 (data)
     return ARC[torch.linspace(1000, 0, n_steps + 1).round().long()]
 
-def chord(n_steps):
-    """n_steps + 1 levels on flow matching's chord, from t = 0 (noise) to t = 1 (data)."""
+def chord(n_steps):  # flow matching's path, from t = 0 (noise) to t = 1 (data)
     t = torch.linspace(0.001, 1, n_steps + 1)  # not quite from 0, as a step divides by a = t
     return torch.stack([t, 1 - t], 1)
 
 def find_noise(net, xt, a, s, forget=False):
-    """eps_hat (B, 2) in xt (B, 2) at any level; a and s are single numbers or (B, 1)."""
-    r = 1 if forget else (a**2 + s**2).sqrt()
-    on_arc = xt / r  # = cos(angle) x + sin(angle) eps
+    """eps_hat (B, 2) in xt (B, 2) at any level; a and s are tensors of one number or (B, 1)."""
     angle = torch.atan2(s, a).expand(len(xt), 1)  # of the ray to (a, s): 0 is data, pi / 2 noise
-    # the net is asked for v_sh = cos(angle) eps - sin(angle) x (Salimans and Ho's v): its error
-    v_sh = net(torch.cat([on_arc, angle], 1))  # is multiplied by cos(angle), nearly 0 near noise,
-    return angle.sin() * on_arc + angle.cos() * v_sh  # so that x_hat may be divided by a there
+    on_arc = xt if forget else xt / (a**2 + s**2).sqrt()  # = cos(angle) x + sin(angle) eps
+    # The net gives v_sh = cos(angle) eps - sin(angle) x, Salimans and Ho's v. Below, its error is
+    # multiplied by cos(angle), so it gets small near noise, where x_hat divides it by a small a.
+    v_sh = net(torch.cat([on_arc, angle], 1))  # (B, 3) -> (B, 2)
+    return angle.sin() * on_arc + angle.cos() * v_sh  # (sin^2 + cos^2) eps, and x cancels
 
 def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
-    """From xt (B, 2) at the level (a, s) to the next level (a2, s2)."""
+    """From xt (B, 2) at the level (a, s) to the next level (a2, s2), which is nearer to data."""
     x_hat = (xt - s * eps_hat) / a
-    fresh = eta * s2 * (1 - (a * s2 / (a2 * s)) ** 2).sqrt()  # equation 16: std of new noise
-    kept = (s2**2 - fresh**2).sqrt()  # variances add up to s2^2
+    # DDPM's chain goes the other way, by s eps = (a / a2) s2 eps2 + new noise. So eps and eps2 have
+    # the correlation old, and eps leaves a variance 1 - old^2 of eps2 open. DDPM draws it anew.
+    old = a / a2 * s2 / s
+    fresh = eta * s2 * (1 - old**2).sqrt()  # std of new noise, equation 16
+    kept = (s2**2 - fresh**2).sqrt()  # so that squares add up to s2^2
     return a2 * x_hat + kept * eps_hat + fresh * torch.randn_like(xt)  # equation 12
 
-def walk_path(net, xt, levels, eta, forget=False):
-    """From noise xt (B, 2), all there is at the first level, along the levels to data (B, 2)."""
+def walk_path(net, xt, levels, eta, forget=False):  # from noise xt to data, (B, 2) each
     for (a, s), (a2, s2) in zip(levels, levels[1:]):  # from each level to the next
         eps_hat = find_noise(net, xt, a, s, forget)
         xt = ddim_step(xt, eps_hat, a, s, a2, s2, eta)
     return xt
 
-# --- train
-def train_on_arc(iters):
-    """Learn to find the noise at DDPM's 1000 levels. Returns the net, (B, 3) -> (B, 2)."""
+# --- train and measure
+def train_on_arc(iters):  # returns the net for find_noise, (B, 3) -> (B, 2)
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
                         nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
-    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95))  # .999 is a little worse here
+    optimizer = torch.optim.Adam(net.parameters())
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = 0.03 * (1 - i / iters)  # large steps first, then small
         x, eps = two_moons(1024), torch.randn(1024, 2)
         a, s = ARC[torch.randint(1, 1001, (1024,))].split(1, dim=1)  # (1024, 1) each
         xt = a * x + s * eps
-        eps_hat = find_noise(net, xt, a, s)
-        loss = (eps_hat - eps).square().mean()
+        loss = (find_noise(net, xt, a, s) - eps).square().mean()  # in eps_hat, not in v_sh
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     print(f"{iters} iterations, loss {loss:.3f}")
     return net.requires_grad_(False)
 
-# --- measure
 def energy_distance(x, y):
     """How much farther two clouds (n, 2) are from each other than from themselves: 0 if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # diverged, or nan
+def exact_score(xt, a, s):
+    """Slope of log p(xt), (B, 2). It is (a mu - xt) / var, averaged over the 64 Gaussians."""
+    var = (a * STD) ** 2 + s**2  # of xt around each a mu
+    weight = (-torch.cdist(xt, a * MU) ** 2 / (2 * var)).softmax(1)  # (B, 64), p(mu | xt), Bayes
+    return (a * weight @ MU - xt) / var
 net = train_on_arc(args.iters)
 noise, real = torch.randn(2500, 2), two_moons(2500)
-arc_40 = energy_distance(walk_path(net, noise, arc(40), 0, args.forget), real)
+unmoved = energy_distance(noise, real)  # about .05
+arc_40 = energy_distance(walk_path(net, noise, arc(40), 0), real)  # r = 1: nothing to forget
 chord_40 = energy_distance(walk_path(net, noise, chord(40), 0, args.forget), real)  # C1
-eta_0 = energy_distance(walk_path(net, noise, arc(10), 0, args.forget), real)
-eta_1 = energy_distance(walk_path(net, noise, arc(10), 1, args.forget), real)  # C2
+eta_0, eta_1 = [energy_distance(walk_path(net, noise, arc(10), eta), real) for eta in (0, 1)]  # C2
 a = s = torch.tensor(0.5)  # halfway on the chord, where r is smallest
-xt = (a * real + s * noise).requires_grad_()
-var = (a * STD) ** 2 + s**2  # p(xt) is the moons' 64 Gaussians, moved by a and widened by s
-log_p = (-torch.cdist(xt, a * MU) ** 2 / (2 * var)).logsumexp(1)  # (B,), but for a constant
-exact = torch.autograd.grad(log_p.sum(), xt)[0]  # (B, 2), slope of log p(xt)
-score = -find_noise(net, xt, a, s, args.forget) / s  # -eps / s for one x; mean of all behind xt
-missed = (score - exact).square().mean().item()  # C3
+xt = a * real + s * noise
+score = -find_noise(net, xt, a, s, args.forget) / s  # the mean of -eps / s over all x behind xt
+missed = (score - exact_score(xt, a, s)).square().mean().item()  # C3
 
 # --- figure
 fig, (panels, bars) = plt.subplots(2, 3, figsize=(12, 4.6), height_ratios=[15, 1], layout="tight")
 steps = plt.Slider(bars[0], "steps", 1, 50, valinit=20, valstep=1)
 eta = plt.Slider(bars[1], "eta", 0, 1, valinit=0)
-forget = plt.Slider(bars[2], "forget r", 0, 1, valinit=args.forget, valstep=1)
+forget = plt.Slider(bars[2], "forget r ", 0, 1, valinit=args.forget, valstep=1)
 def draw(_):
     panels[0].clear()
-    for ax, path in zip(panels[1:], (arc, chord)):
+    for ax, name, path in zip(panels[1:], ("arc (DDPM)", "chord (flow matching)"), (arc, chord)):
         levels = path(int(steps.val))
         x = walk_path(net, noise, levels, eta.val, forget.val)
         distance = energy_distance(x, real)
         ax.clear()
         ax.plot(*real.T, ".", color="0.7", ms=2)
-        ax.plot(*x.T, ".", color="tab:blue" if distance < 0.05 else "tab:red", ms=2)
-        ax.axis((-2.8, 2.8, -2.8, 2.8))
-        ax.set(title=f"{path.__name__}: {distance:.4f} from the data (grey)", aspect="equal")
+        ax.plot(*x.T, ".", color="tab:blue" if distance < unmoved else "tab:red", ms=2)
+        ax.set(title=f"{name}: {distance:.3f} from data", aspect=1, xlim=(-3, 3), ylim=(-3, 3))
         panels[0].plot(*levels.T, "ko-", ms=4)
     for a, s in arc(int(steps.val)):  # rays of one ratio a : s
-        panels[0].plot([0, a], [0, s], color="0.8")
-    panels[0].set(title="DDPM's arc = chord / r", xlabel="a, share of data", ylabel="s, of noise")
+        panels[0].plot([0, a], [0, s], color="0.8", zorder=0)
+    panels[0].set(title="outer arc = inner chord / r", xlabel="a (data)", ylabel="s (noise)")
 draw(None)
 for slider in (steps, eta, forget):
     slider.on_changed(draw)
@@ -142,7 +142,7 @@ fig.savefig("07_bridge.png", dpi=120)
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
-claim("C1", "40 steps, arc or chord, distance (noise: .05)", max(arc_40, chord_40), "<", 0.008)
+claim("C1", "40 steps, worse of arc and chord (noise: .05)", max(arc_40, chord_40), "<", 0.008)
 claim("C2", "10 steps, distance with eta = 0 (bound: with eta = 1)", eta_0, "<", eta_1)
 claim("C3", "squared error of the score (of a score of 0: 2.3)", missed, "<", 0.02)
 print("figure: 07_bridge.png")

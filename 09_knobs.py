@@ -4,16 +4,17 @@
 # ///
 """09 Practical knobs: schedule, solver and guidance, turned on one small net.
 Between noise eps and data x lie mixes of the two, at an angle phi that grows from 0 to pi / 2:
-    xt = a x + s eps,    a = sin(phi),  s = cos(phi),    v = d xt / d phi = s x - a eps.
-The net learns the mean of v over all pairs (x, eps) behind xt. Noise that follows it in tiny steps
-becomes data (lesson 05). Where it arrives is its exact end. The net also reads a label, upper or
-lower moon, wrong in one of five cases, so samples of "upper" lie there with odds of 4 to 1 only.
-C1 Schedule: equal angles (the cosine schedule) end closer to the exact ends than linear beta.
-C2 Solver: Heun asks for v twice a step, and still beats Euler with twice the steps.
-C3 Guidance: with w = 2, samples of "upper" are closer to the clean upper moon than with w = 1.
+    xt = a x + s eps,    a = sin(phi),  s = cos(phi),    v = d xt / d phi = s x - a eps
+Many x and eps lead to one xt, and the net learns the mean of their v. How many points cross the
+walls of a small cell depends only on how many there are and their mean velocity. So noise that
+follows the mean in tiny steps becomes data: each point gets to its exact end. Larger steps miss it.
+The net also reads a label, upper or lower moon. One in five is wrong, so a sample for "upper" lies
+on the lower moon in one of five cases. Guidance exaggerates what the label does, by a weight w.
+C1 Schedule: steps of equal angles (the cosine schedule) miss by less than those of linear beta.
+C2 Solver: a step of Heun asks for v twice. With half of Euler's steps it still misses by less.
+C3 Guidance: with w = 2, samples for "upper" are closer to the upper moon than with w = 1 (none).
 RUN    python 09_knobs.py              (6 seconds; sliders: steps of Heun, w)
-BREAK  python 09_knobs.py --steps 2    steps are too long for Heun: C2 fails
-       python 09_knobs.py --w 8        the samples crowd at one side or leave the moon: C3 fails
+BREAK  python 09_knobs.py --steps 2    Heun needs short steps: C2 fails; with --w 8 C3 fails
 PAPER  arXiv 2102.09672, equation 17 (schedule); 2202.00512 (v); 2207.12598 (guidance)"""
 import argparse
 import matplotlib.pyplot as plt
@@ -23,7 +24,7 @@ from torch import nn
 # --- knobs
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--steps", type=int, default=8, help="of Heun; 2 breaks it (%(default)s)")
-parser.add_argument("--w", type=float, default=2, help="guidance; 8 breaks it (%(default)s)")
+parser.add_argument("--w", type=float, default=2, help="guidance; at 8 samples crowd (%(default)s)")
 parser.add_argument("--iters", type=int, default=1000, help="of training; 50 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
 args = parser.parse_args()
@@ -35,8 +36,8 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), places on a half circle
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), on both moons; .7107 makes the mean variance 1
-STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each place in MU
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), scaled: |x|^2 is 2 on average, as in N(0, I)
+STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 UPPER, BLANK = torch.ones(1), torch.zeros(1)  # labels: 1 upper, -1 lower, 0 no label
 def labelled_moons(n):
     place = torch.randint(64, (n,))
@@ -46,31 +47,30 @@ def labelled_moons(n):
     return x, label[:, None]  # (n, 2), (n, 1)
 
 # --- method, knob 1: schedule, the angles at which a sampler stops between noise and data
-ABAR = (1 - torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])).cumprod(0)
+BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])  # DDPM's, for k = 0 .. 1000:
+ABAR = (1 - BETA).cumprod(0)  # its step k takes the share BETA[k] from a^2, so this is a^2
 def linear_beta(n_steps):
-    """Angles (n_steps + 1,), evenly spaced in DDPM's time k: half lie below .3."""
+    """Angles (n_steps + 1,) at equal steps of k. Half are below .3, so others are far apart."""
     k = torch.linspace(1000, 0, n_steps + 1).round().long()
     return ABAR[k].sqrt().asin()  # since a = sqrt(abar) = sin(phi)
 def equal_angles(n_steps):
-    """Angles (n_steps + 1,) that leave no step longer than the others."""
+    """Angles (n_steps + 1,) at equal steps of phi."""
     return torch.linspace(0, torch.pi / 2, n_steps + 1)
 
-# --- method, knob 2: solver; half the step leaves half of Euler's error, a quarter of Heun's
+# --- method, knob 2: solver. Half the step has a quarter of Euler's error, an eighth of Heun's
 def euler(v, x, t, h):
     return x + h * v(x, t)
 def heun(v, x, t, h):
     k1 = v(x, t)
     return x + h * (k1 + v(x + h * k1, t + h)) / 2
 
-# --- method, knob 3: guidance. The mean of v is s / a (xt + slope of log p(xt)) (lesson 07), so, by
-# Bayes' rule, cond - null is s / a times the slope of log p(label | xt). Taken w times, it makes
-# odds of 4 about 4^w, but empties places that noise makes less sure: the right foot in the figure.
+# --- method, knob 3: guidance
 def guide(v, w, label, blank):
     """The velocity v(xt, phi, label) with guidance w: a function of xt and phi."""
     def guided(xt, phi):
         cond = v(xt, phi, label)
         null = v(xt, phi, blank)
-        return null + w * (cond - null)  # w = 1 is cond: no guidance
+        return null + w * (cond - null)  # w times what the label changes; w = 1 is cond
     return guided
 
 def follow(v, x, angles, step):
@@ -86,7 +86,7 @@ def train_labelled(iters):
                         nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
     def ask(xt, phi, label):
         return net(torch.cat([xt, phi.expand(len(xt), 1), label.expand(len(xt), 1)], 1))
-    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.Adam(net.parameters(), fused=True)
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = 0.03 * (1 - i / iters)  # large steps first, then small
         x, label = labelled_moons(1024)
@@ -99,8 +99,7 @@ def train_labelled(iters):
         loss.backward()
         optimizer.step()
     print(f"{iters} iterations, loss {loss:.3f} (not 0: many pairs share one xt)")
-    net.requires_grad_(False)
-    return ask
+    return lambda xt, phi, label: ask(xt, phi, label).detach()
 
 # --- measure
 def energy_distance(x, y):
@@ -122,17 +121,17 @@ before, after = energy_distance(exact, upper), energy_distance(guided, upper)  #
 # --- figure
 fig, (bars, left, right) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
 bars.bar(["linear beta,\nEuler", "equal angles,\nEuler", "equal angles,\nHeun"], miss)
-bars.set_title(f"distance to the exact ends, {2 * args.steps} times v")
+bars.set_title(f"distance to the exact ends in {2 * args.steps} calls")
 steps = plt.Slider(plt.axes([0.4, 0.02, 0.2, 0.04]), "steps", 1, 50, valinit=args.steps, valstep=1)
 guidance = plt.Slider(plt.axes([0.75, 0.02, 0.2, 0.04]), "w", 0, 8, valinit=args.w)
 def draw(_):
     for ax, w in (left, 1), (right, guidance.val):
         x = follow(guide(v, w, UPPER, BLANK), noise, equal_angles(int(steps.val)), heun)
-        distance = energy_distance(x, upper)  # red: 1.5 times that of w = 1
+        distance = energy_distance(x, upper)  # red from 1.5 times that of w = 1
         ax.clear()
-        ax.plot(upper[:, 0], upper[:, 1], ".", color="0.7", ms=2)
-        ax.plot(x[:, 0], x[:, 1], ".", c="tab:red" if distance > 1.5 * before else "tab:blue", ms=2)
-        ax.set(title=f"w = {w:.1f}: {distance:.3f} from the upper moon (grey)", aspect="equal")
+        ax.plot(*upper.T, ".", color="0.7", ms=2)
+        ax.plot(*x.T, ".", color="tab:blue" if distance < 1.5 * before else "tab:red", ms=2)
+        ax.set(title=f'asked for "upper", w = {w:.1f}: {distance:.3f} from it', aspect="equal")
 draw(None)
 steps.on_changed(draw)
 guidance.on_changed(draw)

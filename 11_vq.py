@@ -76,7 +76,7 @@ def train_autoencoder(x, codes, iters, restart=False, straight=True):
     encode = nn.Sequential(nn.Linear(16, 64), nn.SiLU(), nn.Linear(64, 2), nn.Tanh())
     decode = nn.Sequential(nn.Linear(2, 64), nn.SiLU(), nn.Linear(64, 16))
     weights = [*encode.parameters(), *decode.parameters()]
-    optimizer = torch.optim.Adam(weights, betas=(0.9, 0.95))  # .999 is a little worse here
+    optimizer = torch.optim.Adam(weights)
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = 0.02 * (1 - i / iters)  # large steps first, then small
         z = encode(x)  # (n, 2), from -1 to 1 because of the tanh

@@ -23,7 +23,6 @@ BREAK  python 12_maskgit.py --rounds 1              all tokens at once, mixed di
 PAPER  Austin et al. 2021 (D3PM), arXiv 2107.03006; Chang et al. 2022 (MaskGIT), arXiv 2202.04200"""
 import argparse
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -45,12 +44,10 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 FONTS = ["DejaVu Sans", "DejaVu Serif", "STIXGeneral", "cmss10"]  # they come with matplotlib
 def draw_digit(digit, font):
     """A digit in a font as a picture (16, 16): 0 is paper, 1 is ink."""
-    figure = Figure(figsize=(1, 1), dpi=16)  # one inch: 16 x 16 pixels
-    figure.text(0.5, 0.5, digit, font=font, size=80, ha="center", va="center_baseline")
-    canvas = FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(Figure(figsize=(1, 1), dpi=16))  # one inch: 16 x 16 pixels
+    canvas.figure.text(0.5, 0.5, digit, font=font, size=80, ha="center", va="center_baseline")
     canvas.draw()
-    red = np.asarray(canvas.buffer_rgba())[:, :, 0] / 255  # of grey ink: green and blue are alike
-    return 1 - torch.tensor(red, dtype=torch.float32)
+    return 1 - torch.tensor(canvas.buffer_rgba().tolist())[:, :, 0] / 255  # red, as all is grey
 PICTURES = torch.stack([draw_digit(d, font) for d in "0123456789" for font in FONTS])  # (40,16,16)
 
 patches = PICTURES.view(40, 8, 2, 8, 2).transpose(2, 3).reshape(-1, 4)  # (40 * 64, 2 * 2 pixels)
@@ -68,7 +65,7 @@ def train_unmask(tokens, iters, T=64):
     N = tokens.shape[1]
     net = nn.Sequential(nn.Embedding(MASK + 1, 16), nn.Flatten(), nn.Linear(N * 16, 256), nn.SiLU(),
                         nn.Linear(256, N * MASK), nn.Unflatten(1, (N, MASK)))
-    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95))  # .999 is a little worse here
+    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95))  # torch's .999 is worse here
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = 0.006 * (1 - i / iters)  # large steps first, then small
         x = tokens[torch.randint(len(tokens), (T,))]  # (T, N)
@@ -76,12 +73,14 @@ def train_unmask(tokens, iters, T=64):
         hidden = torch.rand(T, N) < t / T
         xt = torch.where(hidden, MASK, x)
         nats = nn.functional.cross_entropy(net(xt).transpose(1, 2), x, reduction="none")  # (T, N)
-        loss = (nats * hidden / t).sum()  # over all t: a MASK returns with 1 / t and costs its nats
+        # Back from t to t - 1, a MASK is revealed with chance (1 / T) / (t / T) = 1 / t, and costs
+        # -log p(token). All together cost -log p(picture) or more, by Jensen's inequality.
+        loss = (nats * hidden / t).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if (i + 1) % max(1, iters // 8) == 0:
-            print(f"iter {i + 1:5d}  loss {loss:.2f} (on average at least log 40 = 3.69)")
+            print(f"iter {i + 1:5d}  loss {loss:.2f} (of 40 pictures at least log 40 = 3.69)")
     return net.requires_grad_(False)
 net = train_unmask(tokens, args.iters)
 

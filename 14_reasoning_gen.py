@@ -72,7 +72,7 @@ class Thinker(nn.Module):
 def train_thinker(iters):
     """Learn the outputs for 1 to 5 hops with any number of thoughts. Returns the net."""
     net = Thinker()
-    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95))  # .999 is a little worse here
+    optimizer = torch.optim.Adam(net.parameters())
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = 0.008 * min((i + 1) / 50, 1 - i / iters)  # rise, fall
         A, B, path = make_tasks(64)

@@ -4,19 +4,19 @@
 # ///
 """15 Hybrid pipelines: a language model reads a caption, a flow draws the picture.
 In goes a caption, "right green left pink middle white". Out comes a flag with these three stripes.
-A language model (LM) learns to predict the next word of captions that tell each flag twice. In the
-second telling it can know the colour after "right", if it has kept what the first one said of it.
-Then it is frozen, and makes a vector of each word, its feature. The painter is a flow-matching net
-(lesson 06) that gets the features by one of three interfaces:
-    pooled   all stripes get the same vector, the mean of the features
-    cross    each stripe looks at all features, by attention (lesson 08)
-    joint    stripes and features form one sequence, in which each looks at all
-Its score is the share of stripes with the asked colour: 1/8 for a blind guess. A painter that knows
-WHAT to draw, but not WHERE, puts the right colours in random places: 1/3 + 2/3 x 1/8 = 5/12.
-C1 Pooled, with its stripes shuffled, beats a blind guess: it has learned some of WHAT.
-C2 Pooled, not shuffled, scores no more: it has not found WHERE. C3 Cross and joint score nearly 1.
-A reason for C2: attention adds what it finds, so the feature of "green" is about green + right, the
-word before. As (green + right) + (pink + left) = (pink + right) + (green + left), WHERE is faint.
+A language model (LM) learns to predict the next word of captions that tell each flag twice. To
+predict the second telling it must keep, for each word of the first, which colour belongs to which
+place. Then it is frozen. The vector that it makes of a word is the word's feature. A painter, a
+flow (lesson 06), draws the stripes and sees the six features of the first telling only: their mean
+(pooled), each by attention (cross, lesson 08), or all in one sequence with the stripes (joint).
+The score is the share of stripes with the asked colour: 1/8 for a blind guess. If a painter knows
+WHAT colours to draw, but not WHERE, a colour is in its own place in 1/3 of cases. Else it is in the
+place of another stripe's colour, the same by chance in 1 of 8: 1/3 + 2/3 x 1/8 = 5/12. "Shuffled"
+is the mean score of the finished stripes in all orders: 5/12 if WHAT is right. WHERE adds to that.
+C1 Pooled, shuffled, beats a blind guess: it has learned some of WHAT (2000 iterations: nearly all).
+C2 Not shuffled, pooled scores no more: it has not found WHERE. With --iters 2000 it finds some.
+C3 Cross and joint score nearly 1. A likely reason for C2: the feature of "green" is roughly a sum,
+green + right. The mean of such sums is the same if two colours swap places, so WHERE is faint.
 RUN    python 15_hybrid.py         (12 seconds; slider: more flags)
 BREAK  python 15_hybrid.py --bag   all painters get words without context and order: C3 fails
 PAPER  DALL-E 2, arXiv 2204.06125 (pooled); Imagen, 2205.11487 (cross); SD3, 2403.03206 (joint)"""
@@ -28,7 +28,7 @@ from torch import nn
 # --- knobs
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--bag", action="store_true", help="a bag of words for all: breaks C3")
-parser.add_argument("--iters", type=int, default=200, help="of each net; 50 fails (%(default)s)")
+parser.add_argument("--iters", type=int, default=200, help="per net; 50, 2000 fail (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
 args = parser.parse_args()
 if args.iters < 1 or args.seed < 0:
@@ -36,17 +36,15 @@ if args.iters < 1 or args.seed < 0:
 torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # nets this small are fastest on one core
 
-# --- data: a flag is three numbers 0 to 7, its colours from left to right
-WORDS = "left middle right black blue green cyan red pink yellow white".split()
-OFF_ON = torch.tensor([-1.0, 1.0])
-PAINT = torch.cartesian_prod(OFF_ON, OFF_ON, OFF_ON)  # (8, 3), red, green, blue of black to white
-def tell(flags):
-    """Captions (B, 6) of flags (B, 3), as numbers of WORDS, with the places in any order."""
-    # flag       pink white green                    = 5 7 2
-    # caption    right green left pink middle white  = 2 5 0 8 1 10 (in WORDS, black is 3)
-    place = torch.rand(len(flags), 3).argsort(1)  # (B, 3): 0, 1, 2 in a random order
-    colour = 3 + flags.gather(1, place)  # (B, 3): the word for the colour at each place
-    return torch.stack([place, colour], 2).flatten(1)
+# --- data: a flag is three colours, 0 to 7, from left to right: 8^3 = 512 flags, 6 x 512 captions
+WORDS = "left middle right black blue green cyan red pink yellow white".split()  # black is 3
+PAINT = torch.tensor([[r, g, b] for r in (-1, 1) for g in (-1, 1) for b in (-1, 1)]).float()
+def tell(flags):  # flags (B, 3), as 5 7 2 for pink white green, to captions (B, 6)
+    place = torch.rand(len(flags), 3).argsort(1)  # (B, 3): 0, 1, 2 in a random order, as 2 0 1
+    colour = 3 + flags.gather(1, place)  # (B, 3): the words for the colours there, as 5 8 10
+    return torch.stack([place, colour], 2).flatten(1)  # 2 5 0 8 1 10: right green left pink ...
+known, asked = torch.randint(8, (3000, 3)), torch.randint(8, (800, 3))  # 3000 hold nearly all 512
+captions, asked_captions = tell(known), tell(asked)  # asked: known flags, perhaps in a new order
 
 # --- network, with torch's form of lesson 08's block: 48 numbers a token, 4 x 48 = 192 inside
 BLOCK = dict(d_model=48, nhead=8, dim_feedforward=192, dropout=0, batch_first=True, norm_first=True)
@@ -65,13 +63,14 @@ class LanguageModel(nn.Module):
         guess = self.next_word(self(words[:, :-1]))  # (B, 11 places, 11 logits)
         return nn.functional.cross_entropy(guess.transpose(1, 2), words[:, 1:])
 
-def pooled(stripes, features):  # returns tokens, which look at each other, and what they see next
+# Interfaces return (tokens, seen). A decoder block lets tokens attend to each other, then to seen.
+def pooled(stripes, features):  # all stripes see the same vector, the mean of the six features
     return stripes, features.mean(1, keepdim=True)  # tokens (B, 3, 48), seen (B, 1, 48)
-def cross(stripes, features):
+def cross(stripes, features):  # each stripe looks at all six features
     return stripes, features  # tokens (B, 3, 48), seen (B, 6, 48)
-def joint(stripes, features):
+def joint(stripes, features):  # stripes and features are one sequence, in which each looks at all
     tokens = torch.cat([stripes, features], 1)  # (B, 9, 48)
-    return tokens, tokens  # the block also looks at what is seen: here its own input
+    return tokens, tokens  # looks at itself twice: not needed, but all painters stay equal in size
 
 class Painter(nn.Module):
     def __init__(self, interface):
@@ -83,16 +82,15 @@ class Painter(nn.Module):
     def forward(self, xt, t, features):  # noisy flags (B, 3, RGB) to v_hat (B, 3, RGB)
         stripes = self.stripe(xt) + t * self.time + self.place  # (B, 3, 48)
         tokens, seen = self.interface(stripes, features)
-        return self.velocity(self.blocks(tokens, seen)[:, :3])
+        return self.velocity(self.blocks(tokens, seen)[:, :3])  # the first three are the stripes
     def loss(self, x, features):
         eps, t = torch.randn_like(x), torch.rand(len(x), 1, 1)
-        xt = t * x + (1 - t) * eps
-        return (self(xt, t, features) - (x - eps)).square().mean()
+        xt = t * x + (1 - t) * eps  # on the straight line from noise, t = 0, to the flag, t = 1
+        return (self(xt, t, features) - (x - eps)).square().mean()  # x - eps: velocity on the line
 
-# --- train
-def train(net, inputs, others, iters):
-    """Make net.loss small on pairs of rows from inputs and others. Returns the net, frozen."""
-    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95), fused=True)
+# --- train, sample and measure
+def train(net, inputs, others, iters):  # make net.loss small on pairs inputs[i], others[i]
+    optimizer = torch.optim.Adam(net.parameters(), fused=True)
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = 0.006 * (1 - i / iters)  # large steps first, then small
         pick = torch.randint(len(inputs), (64,))
@@ -101,37 +99,39 @@ def train(net, inputs, others, iters):
         loss.backward()
         optimizer.step()
     print(f"{type(net).__name__}: {iters} iterations, loss {loss:.3f}")
-    return net.requires_grad_(False)
+    return net.requires_grad_(False)  # frozen
 
-known, asked = torch.randint(8, (3000, 3)), torch.randint(8, (800, 3))  # asked: most are known
-captions, asked_captions = tell(known), tell(asked)
-lm = train(LanguageModel(), captions, tell(known), args.iters)
-reader = lm.word if args.bag else lm  # lm.word: a vector for each word, without its place
-rows = [(pooled, reader), (cross, reader), (joint, reader), (cross, lm.word)]  # last: a bag
-
-# --- sample and measure
-drawn, score, shuffled = [PAINT[asked]], [], []
-for interface, read in rows:
-    painter = train(Painter(interface), PAINT[known], read(captions), args.iters)
-    features, xt = read(asked_captions), torch.randn(800, 3, 3)  # of one telling: (800, 6, 48)
-    for i in range(10):  # Euler's steps, lesson 06
+def sample_flags(painter, features):
+    """Noise follows the painter's velocity in ten small steps and ends as flags (lesson 06)."""
+    xt = torch.randn(len(features), 3, 3)  # (B, 3 stripes, RGB)
+    for i in range(10):
         xt = xt + painter(xt, i / 10, features) / 10
-    colour = torch.cdist(xt, PAINT).argmin(2)  # (800, 3 stripes), the nearest of the 8
-    drawn.append(xt)
-    score.append((colour == asked).float().mean().item())  # C1, C2, C3
-    shuffled.append((colour[:, :, None] == asked[:, None, :]).float().mean().item())  # all orders
+    return xt
 
-# --- figure
-fig, (left, chart) = plt.subplots(1, 2, figsize=(12, 5), width_ratios=[3, 1], layout="constrained")
-flags = torch.cat([torch.stack(drawn), torch.full((5, 800, 1, 3), 0.5)], 2)  # (5, 800, 3 + 1, 3)
-left.imshow(flags.view(5, 3200, 3).clip(-1, 1) / 2 + 0.5, aspect="auto")  # grey between flags
+lm = train(LanguageModel(), captions, tell(known), args.iters)
+reader = lm.word if args.bag else lm  # lm.word, a vector for each word, knows no context: a bag
+drawn, score, shuffled = [PAINT[asked]], [], []
+for interface, read in [(pooled, reader), (cross, reader), (joint, reader), (cross, lm.word)]:
+    painter = train(Painter(interface), PAINT[known], read(captions), args.iters)
+    drawn.append(sample_flags(painter, read(asked_captions)))
+    colour = torch.cdist(drawn[-1], PAINT).argmin(2)  # (800, 3 stripes), the nearest of the 8
+    score.append((colour == asked).float().mean().item())  # C1, C2, C3
+    pairs = colour[:, :, None] == asked[:, None, :]  # (800, 3 stripes, 3 asked)
+    shuffled.append(pairs.float().mean().item())  # mean over 6 orders, as each pair is in 2
+
+# --- figure: pixels (5 rows, 800 flags, 3 stripes + 1 grey, RGB), of which we see five flags
+fig, (left, chart) = plt.subplots(1, 2, figsize=(12, 5), width_ratios=[5, 2], layout="constrained")
+pixels = torch.cat([torch.stack(drawn), torch.full((5, 800, 1, 3), 0.5)], 2)  # 0.5: grey
+left.imshow(pixels.view(5, 3200, 3).clip(-1, 1) / 2 + 0.5, aspect="auto")  # colours from 0 to 1
 left.hlines([0.5, 1.5, 2.5, 3.5], -0.5, 3200, color="0.75", lw=12)  # grey between the rows
-left.set_yticks(range(5), ["asked", "pooled", "cross", "joint", "bag of words"])
+left.set_yticks(range(5), ["asked", "pooled", "cross", "joint", "cross with\na bag of\nwords"])
 chart.barh(range(1, 5), score, color=["tab:blue" if s > 0.9 else "tab:red" for s in score])
-chart.plot(shuffled, range(1, 5), "k|", ms=60)
-chart.set(title="score (black: shuffled)", yticks=[], ylim=(4.5, -0.5), xticks=[1 / 8, 5 / 12, 1])
-slider = plt.Slider(chart.inset_axes([0.2, 0.9, 0.5, 0.06]), "flag", 0, 795, valinit=0, valstep=1)
-def draw(k):  # flags k to k + 4 into view, each 4 wide with its gap
+chart.plot(shuffled, range(1, 5), "ko")
+chart.set(title="stripes right (red: few)\ndot: mean over all orders", yticks=[], ylim=(4.5, -0.5))
+chart.set_xticks([1 / 8, 5 / 12, 1], ["blind\n1/8", "WHAT\n5/12", "all"])
+chart.grid(axis="x")
+slider = plt.Slider(chart.inset_axes([0.2, 0.9, 0.5, 0.06]), "flag  ", 0, 795, valinit=0, valstep=1)
+def draw(k):  # flags k to k + 4 into view, each 4 pixels wide, without the last gap
     caption = " ".join(WORDS[word] for word in asked_captions[int(k)])
     left.set(xlim=(4 * k - 0.5, 4 * k + 18.5), xticks=[], title=f"the first asks for: {caption}")
 draw(0)

@@ -58,7 +58,7 @@ def test_samples_have_the_moments_of_the_density(ns):
 def test_a_guess_is_worth_187_thousandths_of_a_sample(ns):
     xy, area = moons.grid(3.5, 0.0125)
     p, q = moons.parts(xy, 1.0, 0.0)[0], np.exp(-(xy**2).sum(1) / 2) / (2 * math.pi)
-    assert abs(1 / ((p**2 / q).sum() * area) - ns.rate) < 1e-4 and abs(ns.rate - 0.187) < 0.0005
+    assert abs(1 / ((p**2 / q).sum() * area) - ns.exact) < 1e-4 and abs(ns.exact - 0.187) < 0.0005
 
 
 def test_effective_share_of_equal_weights_is_1_and_of_one_weight_is_1_in_n(ns):

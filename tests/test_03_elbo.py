@@ -685,7 +685,8 @@ def test_radio_shows_the_samples_of_each_net_and_goes_back(ns):
             colour, title, points = cloud(ns.right)
             assert title == f"net for {name} (grey: data)" and near(torch.tensor(points)) > 0.87
             assert colour == ("tab:red" if name == "x" else "tab:blue") and (colour == "tab:blue") == (ns.total[name] < 1)
-            assert np.array_equal(ns.right.lines[0].get_xydata(), ns.MU.numpy())
+            grey = ns.right.lines[0].get_xydata()  # real data, as many
+            assert grey.shape == (400, 2) and near(torch.tensor(grey)) > 0.95
             if name == "eps":
                 assert np.array_equal(points, left[2])
     finally:

@@ -209,10 +209,15 @@ def test_what_the_net_adds_is_the_velocity_along_the_angle(ns):
 
 
 def test_the_exact_score_of_c3_is_bayes_rule(ns):
-    """By autograd of the script's log p against minus E[eps | xt] / s, 64 Gaussians one after the other."""
+    """The script's mean slope against minus E[eps | xt] / s, 64 Gaussians one after the other, and against autograd."""
     xt = ns.xt.detach().double().numpy()
     score = -moons.parts(xt, 0.5, 0.5)[2] / 0.5
-    assert np.abs(ns.exact.numpy() - score).max() < 1e-3
+    assert np.abs(ns.exact_score(ns.xt, ns.a, ns.s).numpy() - score).max() < 1e-3
+    place = ns.xt.detach().double().requires_grad_()
+    var = (0.5 * ns.STD) ** 2 + 0.25
+    log_p = (-torch.cdist(place, 0.5 * ns.MU.double()) ** 2 / (2 * var)).logsumexp(1).sum()
+    slope = torch.autograd.grad(log_p, place)[0].float()
+    assert (ns.exact_score(ns.xt, ns.a, ns.s) - slope).abs().max() < 1e-3
     xy, area = moons.grid(4, 0.05)
     p, _, eps_hat = moons.parts(xy, 0.5, 0.5)
     assert abs((p * ((eps_hat / 0.5) ** 2).mean(1)).sum() * area - 2.3) < 0.05  # what a score of 0 scores
@@ -496,7 +501,7 @@ def test_the_nets_ode_tells_the_mean_log_likelihood_to_a_tenth_of_a_nat(ns):
 
 def look(ns):
     dots = [ax.lines[1] for ax in ns.panels[1:]]
-    scores = [float(ax.get_title().split()[1]) for ax in ns.panels[1:]]
+    scores = [float(ax.get_title().split(": ")[1].split()[0]) for ax in ns.panels[1:]]
     return [(score, dot.get_color(), dot.get_xydata().copy()) for score, dot in zip(scores, dots)]
 
 

@@ -39,7 +39,7 @@ def frame(target, t):
 
 def learn(net, target, iters, lr, draw, ramp=1, batch=32):
     """The lesson's training for any target, data and slow start. draw(batch) gives x and digits."""
-    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.99), fused=True)
+    optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.99), fused=True)  # a memory for few iterations
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = lr * min((i + 1) / ramp, 1) * (1 - i / iters)
         (x, y), t = draw(batch), torch.rand(batch, 1, 1)
@@ -94,6 +94,33 @@ class Gain(nn.Module):
         return self.net(xt, t, y) + self.gain(c) * xt
 
 
+class Rows(nn.Module):
+    """In place of patchify and unpatchify: any (B, ...) is read as N tokens of D numbers, and given back in its shape."""
+    def __init__(self, N, D):
+        super().__init__()
+        self.N, self.D, self.shape = N, D, None
+
+    def forward(self, x):
+        if x.shape[1] == 1 and x.ndim == 4:
+            self.shape = x.shape
+            return x.reshape(len(x), self.N, self.D).mT
+        return x.mT.reshape(self.shape)
+
+
+def sequence(piece, N, D, C=48, **more):
+    """A DiT on rows of numbers, for worlds that are no pictures."""
+    net = piece.DiT(2 * N, 2, C=C, **more)
+    net.patchify = net.unpatchify = Rows(N, D)
+    net.embed, net.place, net.head[1] = nn.Linear(D, C), nn.Parameter(torch.randn(N, C)), nn.Linear(C, D)
+    return net
+
+
+def shuffle(x, order):
+    """Pictures (B, 16, 16) with their 16 patches of 4 x 4 pixels in another order."""
+    patches = nn.functional.unfold(x[:, None], 4, stride=4)[:, :, order]
+    return nn.functional.fold(patches, 16, 4, stride=4)[:, 0]
+
+
 def weights(net):
     return sum(p.numel() for p in net.parameters())
 
@@ -123,11 +150,15 @@ def test_pictures_are_ten_digits_in_four_fonts_that_come_with_matplotlib_none_cu
         assert (ns.draw_digit(str(k // 4), ns.FONTS[k % 4]).cpu() == ns.PICTURES[k].cpu()).all()
 
 
-def test_data_are_the_pictures_cut_by_slices(ns):
+@pytest.mark.parametrize("p", [4, 8, 16])
+def test_patchify_cuts_by_slices_and_unpatchify_joins_what_it_cut(ns, piece, p):
+    net = piece.DiT(16, p)
     for digit, font in [(0, 0), (3, 1), (9, 3)]:
-        ink = 2 * ns.PICTURES[4 * digit + font] - 1
-        rows = [ink[r:r + 4, c:c + 4].flatten() for r in range(0, 16, 4) for c in range(0, 16, 4)]
-        assert torch.equal(torch.stack(rows), ns.data[digit, font])
+        ink = ns.data[digit, font].cpu()
+        assert torch.equal(ink, 2 * ns.PICTURES[4 * digit + font].cpu() - 1)
+        rows = [ink[r:r + p, c:c + p].flatten() for r in range(0, 16, p) for c in range(0, 16, p)]
+        cut = net.patchify(ink[None, None])  # (1, p * p, N)
+        assert torch.equal(torch.stack(rows), cut[0].mT) and torch.equal(net.unpatchify(cut)[0, 0], ink)
 
 
 def by_hand(block, h, c):
@@ -165,12 +196,11 @@ def test_attention_sees_no_order_and_place_brings_it_back(piece):
     block, order = piece.DiTBlock(48, 1).double(), torch.randperm(16)
     h, c = torch.randn(2, 16, 48, dtype=torch.float64), torch.randn(2, 1, 48, dtype=torch.float64)
     assert (block(h[:, order], c) - block(h, c)[:, order]).abs().max() < 1e-10
-    net = piece.DiT(16, 16, gate=1).double()
-    nn.init.normal_(net.head[1].weight)
+    net = piece.DiT(16, 4, gate=1).double()
     x, t, y = torch.randn(2, 16, 16).double(), torch.rand(2, 1, 1).double(), torch.tensor([3, 8])
-    assert (net(x[:, order], t, y) - net(x, t, y)[:, order]).abs().max() > 0.1
+    assert (net(shuffle(x, order), t, y) - shuffle(net(x, t, y), order)).abs().max() > 0.1
     nn.init.zeros_(net.place)
-    assert (net(x[:, order], t, y) - net(x, t, y)[:, order]).abs().max() < 1e-10
+    assert (net(shuffle(x, order), t, y) - shuffle(net(x, t, y), order)).abs().max() < 1e-10
 
 
 def test_patch_embed_is_a_convolution_with_stride_4(ns):
@@ -178,7 +208,8 @@ def test_patch_embed_is_a_convolution_with_stride_4(ns):
     embed = ns.nets["DiT"].embed
     kernels, pixels = embed.weight.double().reshape(48, 1, 4, 4), 2 * ns.PICTURES.double()[:, None] - 1
     maps = nn.functional.conv2d(pixels, kernels, embed.bias.double(), stride=4).flatten(2).mT
-    tokens = ns.data.double().reshape(40, 16, 16) @ embed.weight.double().T + embed.bias.double()
+    cut = ns.nets["DiT"].patchify(ns.data.double().reshape(40, 1, 16, 16)).mT
+    tokens = cut @ embed.weight.double().T + embed.bias.double()
     assert maps.abs().max() > 1 and (maps - tokens).abs().max() < 1e-10
 
 
@@ -189,12 +220,6 @@ def test_a_new_block_is_the_identity_and_its_gates_open_in_training(ns, piece):
     assert (piece.DiTBlock(48, 1)(h, c) - h).abs().max() > 0.1
     for block in ns.nets["DiT"].blocks:
         assert block.adaln(c.to(ns.data)).chunk(6, 2)[2].abs().mean() > 0.05
-
-
-def test_the_first_answer_of_a_net_is_small_and_blind_to_its_input(piece):
-    net = piece.DiT(16, 16)
-    out = net(torch.randn(3, 16, 16), torch.rand(3, 1, 1), torch.tensor([1, 2, 3]))
-    assert torch.equal(out[0], out[1]) and out.abs().max() <= 1 / math.sqrt(48)
 
 
 def test_attention_over_one_token_is_a_linear_map(piece):
@@ -210,11 +235,11 @@ def test_attention_over_one_token_is_a_linear_map(piece):
 
 
 def test_training_finds_the_mean_of_the_velocities(ns, piece, capsys):
-    """An answer that never changes can only become E[x] - E[eps], the mean picture; its loss is the one that is printed."""
+    """An answer that never changes can only become E[x] - E[eps], the mean picture."""
     class Still(nn.Module):
         def __init__(self):
             super().__init__()
-            self.answer = nn.Parameter(torch.zeros(16, 16))
+            self.answer, self.growth = nn.Parameter(torch.zeros(16, 16)), 0.0
 
         def forward(self, xt, t, y):
             return self.answer.expand(xt.shape)
@@ -223,9 +248,7 @@ def test_training_finds_the_mean_of_the_velocities(ns, piece, capsys):
     data = ns.data.cpu()
     net = piece.train_pictures(Still(), data, 1500, 0.03)
     assert (net.answer - data.mean((0, 1))).abs().max() < 0.25 and not net.answer.requires_grad
-    x = data.double().numpy()
-    said = capsys.readouterr().out
-    assert f"(the best constant answer: {1 + (x**2).mean() - x.mean()**2:.2f})" in said and "1500 iterations" in said
+    assert "1500 iterations, loss" in capsys.readouterr().out
 
 
 def test_training_lowers_the_rate_to_the_last_step(ns, piece, monkeypatch):
@@ -237,7 +260,7 @@ def test_training_lowers_the_rate_to_the_last_step(ns, piece, monkeypatch):
             return super().step()
 
     monkeypatch.setattr(torch.optim, "Adam", Adam)
-    piece.train_pictures(piece.DiT(16, 16), ns.data.cpu(), 5, 0.5)
+    piece.train_pictures(piece.DiT(16, 4), ns.data.cpu(), 5, 0.5)
     assert np.abs(np.array(rates) - [0.5, 0.4, 0.3, 0.2, 0.1]).max() < 1e-12
 
 
@@ -261,9 +284,9 @@ def test_sampling_is_eulers_method_in_double_precision(ns, piece):
 
 def test_distance_by_brute_force_and_the_numbers_of_the_claims(ns, piece):
     data = ns.data.cpu().double().numpy()
-    for ends, value in zip(ns.ends, (ns.dit, ns.mlp, ns.from_0, ns.from_1)):
-        x = ends.cpu().double().numpy()
-        closest = [min(math.sqrt(((x[i] - font) ** 2).mean()) for font in data[i % 10]) for i in range(100)]
+    for net, value in zip(ns.nets.values(), (ns.dit, ns.mlp, ns.from_0, ns.from_1)):
+        x = ns.sample(net, ns.noise, ns.y).cpu().double().numpy()
+        closest = [min(math.sqrt(((x[i] - font) ** 2).mean()) for font in data[i % 10]) for i in range(50)]
         assert abs(np.mean(closest) - value) < 1e-5
     mean = data.mean(1)
     closest = [min(math.sqrt(((mean[y] - font) ** 2).mean()) for font in data[y]) for y in range(10)]
@@ -277,15 +300,15 @@ def test_distance_by_brute_force_and_the_numbers_of_the_claims(ns, piece):
 
 
 def test_pasted_classes_learn_shapes_of_the_readers_own_by_arguments_alone(piece, capsys):
-    """5 x 5 and 6 x 4 numbers, other widths, depths and classes: a sixth of the data's own size from them, or less."""
-    for N, D, C, depth in [(5, 5, 24, 1), (6, 4, 32, 3)]:
+    """Pictures of 6 x 6 and 8 x 8, other patches, widths, depths and classes: a sixth of the data's own size from them, or less."""
+    for size, patch, C, depth in [(6, 3, 24, 1), (8, 2, 32, 3)]:
         torch.manual_seed(5)
-        own = torch.randn(10, 1, N, D).sign().repeat(1, 4, 1, 1)  # one pattern for each class
-        net = piece.train_pictures(piece.DiT(N, D, C=C, depth=depth), own, 200, 0.01)
-        ends = piece.sample(net, torch.randn(100, N, D), WANTED, 20)
+        own = torch.randn(10, 1, size, size).sign().repeat(1, 4, 1, 1)  # one pattern for each class
+        net = piece.train_pictures(piece.DiT(size, patch, C=C, depth=depth), own, 250, 0.01)
+        ends = piece.sample(net, torch.randn(100, size, size), WANTED, 20)
         assert piece.distance(ends, own[WANTED]) < 0.3
-    net = piece.DiT(3, 7, gate=1, C=10, depth=1, classes=2)
-    assert net(torch.randn(4, 21), torch.rand(4, 1, 1), torch.tensor([0, 1, 1, 0])).shape == (4, 21)
+    net = piece.DiT(6, 2, gate=1, C=10, depth=1, classes=2)
+    assert net(torch.randn(4, 6, 6), torch.rand(4, 1, 1), torch.tensor([0, 1, 1, 0])).shape == (4, 6, 6)
     assert piece.DiTBlock(9, 0)(torch.randn(2, 6, 9), torch.randn(2, 1, 9)).shape == (2, 6, 9)
 
 
@@ -298,24 +321,18 @@ def reach(net):
 
 
 def test_one_pixel_of_attention_reaches_all_256_a_convolution_9_three_49_and_a_stride_of_4_16(piece):
-    def tokens(N, change):
-        net = piece.DiT(N, 256 // N, gate=1, depth=1).double()
-        nn.init.normal_(net.head[1].weight)
-        net, side = change(net), 16 // math.isqrt(N)
-
-        def forward(x):
-            t, y = torch.full((1, 1, 1), 0.5, dtype=torch.float64), torch.tensor([0])
-            out = net(nn.functional.unfold(x, side, stride=side).mT, t, y)
-            return nn.functional.fold(out.mT, 16, side, stride=side)
-        return forward
+    def tokens(patch, change):
+        net = change(piece.DiT(16, patch, gate=1, depth=1).double())
+        t, y = torch.full((1, 1, 1), 0.5, dtype=torch.float64), torch.tensor([0])
+        return lambda x: net(x[:, 0], t, y)[:, None]
 
     def conv(**more):
         return nn.Conv2d(1, 1, **more).double()
 
     three = {"kernel_size": 3, "padding": 1}
     down = nn.Sequential(conv(**three, stride=2), conv(**three, stride=2), conv(**three, stride=2), conv(**three))
-    nets = {"attention": tokens(16, lambda net: net), "attention cut": tokens(16, cut),
-            "one token": tokens(1, lambda net: net), "3 x 3": conv(**three),
+    nets = {"attention": tokens(4, lambda net: net), "attention cut": tokens(4, cut),
+            "one token": tokens(16, lambda net: net), "3 x 3": conv(**three),
             "three of 3 x 3": nn.Sequential(*(conv(**three) for _ in range(3))),
             "stride 4": nn.Sequential(conv(kernel_size=4, stride=4), nn.Upsample(scale_factor=4)),
             "stride 2, 2, 2": nn.Sequential(down, nn.Upsample(scale_factor=8))}
@@ -360,7 +377,8 @@ def test_dit_and_mlp_have_weights_of_one_order_and_the_mlp_has_more(ns):
 def test_dit_and_mlp_both_draw_the_digits_asked_for_and_what_the_mlp_adds_is_noise(ns):
     """The closest of all 40 pictures is one of the digit wanted; what is left of the MLP's is alike in no two samples."""
     rest = []
-    for ends in ns.ends[:2]:
+    for net in list(ns.nets.values())[:2]:
+        ends = ns.sample(net, torch.randn(100, 16, 16).to(ns.data), WANTED.to(ns.data.device))
         square = (ends[:, None] - ns.data.flatten(0, 1)).square().mean((2, 3))  # (100, 40)
         assert (square.argmin(1).cpu() // 4 == WANTED).float().mean() > 0.9
         rest.append((ends - ns.data.flatten(0, 1)[square.argmin(1)]).flatten(1).cpu())
@@ -375,9 +393,9 @@ def test_one_step_draws_the_mean_of_the_four_fonts(ns, piece):
     assert (ends - ns.data.mean(1)).square().mean().sqrt() < 0.6 * ns.blur
 
 
-SHORT = {  # target, pictures' tokens, rate
-    "DiT": ("flow", 16), "DiT, DDPM": ("ddpm", 16), "DiT, attention cut": ("flow", 16), "MLP": ("flow", 1),
-    "MLP, DDPM": ("ddpm", 1), "MLP asked for x": ("x", 1), "MLP with a gain": ("flow", 1)}
+SHORT = {  # target, side of a patch: the MLP has one token
+    "DiT": ("flow", 4), "DiT, DDPM": ("ddpm", 4), "DiT, attention cut": ("flow", 4), "MLP": ("flow", 16),
+    "MLP, DDPM": ("ddpm", 16), "MLP asked for x": ("x", 16), "MLP with a gain": ("flow", 16)}
 
 
 @pytest.fixture(scope="module")
@@ -388,9 +406,9 @@ def short(ns, piece):
     def draw(batch):
         y = torch.randint(10, (batch,))
         return data[y, torch.randint(4, (batch,))], y
-    for name, (target, N) in SHORT.items():
+    for name, (target, patch) in SHORT.items():
         torch.manual_seed(7)
-        net = piece.DiT(N, 256 // N)
+        net = piece.DiT(16, patch)
         net = cut(net) if "cut" in name else Gain(net) if "gain" in name else net
         torch.manual_seed(8)
         learn(net, target, 300, 0.015, draw)
@@ -429,10 +447,10 @@ def ring(piece):
     def score(x, y):
         return (2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()).item()
     table, nets = {}, {}
-    mlp = piece.DiT(1, 2, C=24, depth=1, classes=1)
+    mlp = sequence(piece, 1, 2, C=24, depth=1, classes=1)
     for name, change in [("whole", lambda net: net), ("causal", causal), ("cut", cut), ("mlp", lambda net: mlp)]:
         torch.manual_seed(9)
-        nets[name] = learn(change(piece.DiT(2, 1, C=16, classes=1)), "flow", 500, 0.01, points, batch=256)
+        nets[name] = learn(change(sequence(piece, 2, 1, C=16, classes=1)), "flow", 500, 0.01, points, batch=256)
         ends = walk(nets[name], "flow", torch.randn(2000, 2, 1), torch.zeros(2000, dtype=torch.long))
         table[name] = score(ends[:, :, 0], points(2000)[0][:, :, 0])
     apart = torch.cat([points(3000)[0][:, :1], points(3000)[0][:, 1:]], 1)
@@ -473,15 +491,21 @@ def test_gates_from_0_a_tenth_and_1_learn_alike_at_half_the_high_rate_or_with_a_
         y = torch.randint(10, (batch,))
         return data[y, torch.randint(4, (batch,))], y
     torch.manual_seed(10)
-    net = learn(piece.DiT(16, 16, gate=gate), "flow", 150, rate, draw, ramp)
+    net = learn(piece.DiT(16, 4, gate=gate), "flow", 150, rate, draw, ramp)
     assert piece.distance(walk(net, "flow", torch.randn(100, 16, 16), WANTED), data[WANTED]) < 0.42 < ns.from_1 / 2
+
+
+def test_with_gates_from_1_blocks_soon_add_hundreds_of_times_what_h_holds_and_with_gates_from_0_about_as_much(ns):
+    """At the end of the high rate: from 1 200 to 1500 times, ten seeds; from 0 1.0 to 1.1 times, and the DiT about 2."""
+    growth = [net.growth.item() for net in ns.nets.values()]
+    assert growth[3] > 60 and max(growth[:3]) < 4
 
 
 def test_an_mlp_six_times_as_wide_begins_to_carry_the_noise(ns, piece):
     """400 iterations bring it to .5 to .6, where the narrow MLP is at 1 after 300 and at .9 after 1300."""
     data = ns.data.cpu()
     torch.manual_seed(11)
-    net = piece.train_pictures(piece.DiT(1, 256, C=288, depth=1), data, 400, 0.003)
+    net = piece.train_pictures(piece.DiT(16, 16, C=288, depth=1), data, 400, 0.003)
     assert weights(net) == 1_647_904
     assert piece.distance(piece.sample(net, torch.randn(100, 16, 16), WANTED, 20), data[WANTED]) < 0.75 < ns.mlp
 
@@ -494,16 +518,15 @@ def look(ns):
     return [(name, miss, image.get_cmap().name, np.array(image.get_array())) for name, miss, image in shown]
 
 
-def test_four_rows_of_ten_digits_are_blue_below_the_blur_and_red_above(ns):
+def test_four_rows_of_ten_digits_are_blue_up_to_twice_the_blur_and_red_above(ns):
     rows = look(ns)
     assert [row[0] for row in rows] == list(ns.nets)
-    assert [row[2] for row in rows] == ["Blues", "Reds", "Reds", "Reds"]
+    assert [row[2] for row in rows] == ["Blues", "Reds", "Blues", "Reds"]
     for (_, miss, _, shown), net in zip(rows, ns.nets.values()):
-        samples = ns.sample(net, ns.noise[:10], ns.wanted[:10], 20)
-        assert shown.shape == (16, 160) and abs(miss - ns.distance(samples, ns.data)) < 0.006
-        for digit, patch in [(0, 0), (3, 6), (9, 15)]:
-            r, c = 4 * (patch // 4), 16 * digit + 4 * (patch % 4)
-            assert np.abs(shown[r:r + 4, c:c + 4].ravel() - samples[digit, patch].cpu().numpy()).max() < 1e-6
+        samples = ns.sample(net, ns.noise, ns.y)
+        assert shown.shape == (16, 160) and abs(miss - ns.distance(samples, ns.data[ns.y])) < 0.006
+        for digit in (0, 3, 9):
+            assert np.abs(shown[:, 16 * digit:16 * digit + 16] - samples[digit].cpu().numpy()).max() < 1e-6
 
 
 def test_slider_at_one_step_blurs_the_dit_and_goes_back(ns):
@@ -511,7 +534,7 @@ def test_slider_at_one_step_blurs_the_dit_and_goes_back(ns):
     ns.slider.set_val(1)
     try:
         after = look(ns)
-        assert [row[2] for row in after] == ["Reds"] * 4 and after[0][1] > ns.blur > before[0][1]
+        assert after[0][1] > ns.blur > before[0][1] and after[1][2] == after[3][2] == "Reds"
         assert np.abs(after[0][3] - before[0][3]).max() > 0.3
     finally:
         ns.slider.set_val(20)
@@ -520,7 +543,7 @@ def test_slider_at_one_step_blurs_the_dit_and_goes_back(ns):
 
 
 def test_break_one_token_fails_c1_alone(lesson):
-    run = lesson(NAME, "--tokens", "1", "--iters", "300")
+    run = lesson(NAME, "--patch", "16", "--iters", "300")
     assert run.claims() == {"C1": False, "C2": True, "C3": True}
     assert look(run.ns)[0][2] == "Reds" and run.ns.dit > 2 * run.ns.blur
 
@@ -531,12 +554,12 @@ def test_a_dit_of_50_iterations_blurs(lesson):
 
 
 def test_same_seed_same_numbers_and_another_seed_others(lesson):
-    texts = [lesson(NAME, "--tokens", "4", "--iters", "5", *more).text for more in ((), ("--seed", "0"), ("--seed", "1"))]
+    texts = [lesson(NAME, "--patch", "8", "--iters", "5", *more).text for more in ((), ("--seed", "0"), ("--seed", "1"))]
     assert texts[0] == texts[1] != texts[2]
 
 
 @pytest.mark.parametrize("flags", [
-    ("--tokens", "2"), ("--tokens", "0"), ("--iters", "0"), ("--iters", "-1"), ("--iters", "2.5"), ("--seed", "-1"),
+    ("--patch", "2"), ("--patch", "0"), ("--iters", "0"), ("--iters", "-1"), ("--iters", "2.5"), ("--seed", "-1"),
     ("--model", "mlp"), ("--gates", "1")])
 def test_bad_flags_end_in_one_line(refused, flags):
     assert flags[0] in refused(NAME, *flags)

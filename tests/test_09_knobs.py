@@ -104,13 +104,13 @@ def test_default_run_keeps_every_claim_and_draws(run):
 
 def look(ns):
     """Energy distance in the title, colour and dots of the cloud without guidance and of the guided one."""
-    return [(float(ax.get_title().split()[3]), ax.lines[1].get_color(), ax.lines[1].get_xydata().copy(), ax.get_title())
+    return [(float(ax.get_title().split(": ")[1].split()[0]), ax.lines[1].get_color(), ax.lines[1].get_xydata().copy(), ax.get_title())
             for ax in (ns.left, ns.right)]
 
 
 def test_sliders_break_heun_and_guidance_and_go_back(ns):
     before = look(ns)
-    assert [b[1] for b in before] == ["tab:blue", "tab:blue"] and before[1][3].startswith("w = 2.0: ")
+    assert [b[1] for b in before] == ["tab:blue", "tab:blue"] and ", w = 2.0: " in before[1][3]
     try:
         ns.steps.set_val(1)
         one = look(ns)
@@ -118,8 +118,8 @@ def test_sliders_break_heun_and_guidance_and_go_back(ns):
         ns.steps.set_val(8)
         ns.guidance.set_val(8)
         far = look(ns)
-        assert far[0][0] == before[0][0] and far[1][0] > 0.35
-        assert [b[1] for b in far] == ["tab:blue", "tab:red"] and far[1][3].startswith("w = 8.0: ")
+        assert far[0][0] == before[0][0] and far[1][0] > 0.25
+        assert [b[1] for b in far] == ["tab:blue", "tab:red"] and ", w = 8.0: " in far[1][3]
         assert np.abs(far[1][2] - before[1][2]).max() > 0.5
         ns.guidance.set_val(0)  # no label: half of the samples are of the other moon
         none = look(ns)
@@ -135,7 +135,7 @@ def test_sliders_break_heun_and_guidance_and_go_back(ns):
 def test_two_steps_of_heun_lose_to_four_of_euler(lesson, seed):
     run = lesson(NAME, "--steps", "2", "--iters", "300", "--seed", seed)
     assert run.claims() == {"C1": True, "C2": False, "C3": True}
-    assert [bar.get_height() for bar in run.ns.bars.patches] == run.ns.miss and "4 times v" in run.ns.bars.get_title()
+    assert [bar.get_height() for bar in run.ns.bars.patches] == run.ns.miss and "4 calls" in run.ns.bars.get_title()
 
 
 def test_w_8_goes_too_far(lesson):

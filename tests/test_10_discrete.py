@@ -1,4 +1,5 @@
 """Lesson 10: its tokens, orders, sliders and break; a perfect net (a lookup) in the net's place; sound, text and the contest."""
+import re
 import contextlib
 import math
 
@@ -321,8 +322,8 @@ def test_where_data_are_continuous_64_codes_lose_what_a_flow_keeps(lesson):
 def state(ns):
     rows = []
     for ax in ns.axes[1:]:
-        words = ax.get_title().replace(":", "").split()
-        rows.append((words[0], int(words[1]), int(words[-2])))
+        words = re.match(r"(\w+), \d+ calls: (\d+) of 100 real .*, (\d+) of the 40 occur", ax.get_title()).groups()
+        rows.append((words[0], int(words[1]), int(words[2])))
     return rows
 
 
