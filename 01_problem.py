@@ -5,16 +5,16 @@
 """01 The problem: we hold samples of a density p_data and want new ones.
 A net can learn a number for every x, high where data are. To become a density, it must be divided
 by its sum over all of space, and nobody can form that sum for pictures. And even if p_data were
-known, guessing would fail: draw guesses from an easy prior, N(0, I), and weigh each by w =
-p_data(x) / prior(x), as importance sampling does. A guess is worth E[w]^2 / E[w^2] of a real draw:
-1 if all weights are alike, 1/n if one of n has all. It gets less with every dimension.
+known, guessing would fail: draw guesses from an easy prior, N(0, I), and weigh each by w = p_data /
+prior (importance sampling). The weights make means so noisy that a guess is worth E[w]^2 / E[w^2]
+real draws. Here data in d dimensions are d / 2 independent points of a plane, so weights multiply.
 The way out is a path, because a velocity needs no sum over space. Join noise eps from the prior to
 data x by a line, xt = t x + (1 - t) eps: a point on it moves with x - eps. A net learns this from
 xt and t by squared error, so it learns the mean of all lines there, v(xt, t) = E[x - eps | xt].
 Why is the mean enough? Count the points in a small cell. Their number changes only by points that
 cross its walls, and how many cross depends only on how many are there and on their mean velocity.
-So noise that moves with v, in small steps, keeps the numbers of the lines in each cell, and ends as
-data. In one step it does not: at t = 0 noise says nothing of x, v = E[x] - eps, all land on E[x].
+So noise that moves with v starts with the numbers of the lines and keeps them in each cell: it ends
+as data. In one step it does not: at t = 0 noise says nothing of x, v = E[x] - eps, all go to E[x].
 C1 The worth of a guess is .187 in two dimensions and falls as .187^(d/2) in d.
 C2 A net that is asked once, at t = 0, sends all noise to the mean of the data.
 C3 The same kind of net, asked again in each of --steps steps, turns noise into data.

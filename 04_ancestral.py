@@ -4,20 +4,20 @@
 # ///
 """04 Ancestral sampling: from noise back to data, one Gaussian step at a time.
 The chain of lesson 02 goes from data x (time 0) to xu (time u), xt (time t) and noise (time T):
-    xt = a x + s eps,  a^2 = abar[t],  s^2 = 1 - abar[t],  eps ~ N(0, I)
-    xt = sqrt(1 - beta) xu + sqrt(beta) z,  beta = 1 - abar[t] / abar[u],  z ~ N(0, I)
+    xt = a x + s eps,  a^2 = abar[t], the product of all 1 - beta up to t,  s^2 = 1 - abar[t]
+    xt = sqrt(1 - beta) xu + sqrt(beta) z,  beta = 1 - abar[t] / abar[u]    (eps, z ~ N(0, I))
 Now walk back: given xt, where was xu? If x were known, there would be two hints: xu lies around a
 multiple of x, and xt lies around a multiple of xu. Each hint is a Gaussian. Bayes' rule multiplies
 them, and the product is a Gaussian again (function bayes), with a variance called beta-tilde:
     beta-tilde = beta (1 - abar[u]) / (1 - abar[t])
 But x is not known. A net trained on squared error answers with the mean of all eps that fit xt. So
-x_hat = (xt - s eps_hat) / a is the mean of all x that fit xt. The true x scatters around x_hat, so
-xu scatters more than beta-tilde says. How much more depends on the data. If all data are one point,
-x_hat is x, and beta-tilde is right. If the data are N(0, I), then xu and xt are N(0, I), too, and
-have the correlation sqrt(1 - beta). So xu, given xt, has the variance 1 - (1 - beta) = beta. Which
-of the two is better for the moons is measured (C2). Over a long way, xu may be on one moon or on
-the other, which is no Gaussian, so steps must be short. DDPM takes 1000, and each waits for a call
-of the net. A tenth of them is enough here.
+x_hat = (xt - s eps_hat) / a is the mean of all x that fit xt. It may stand for x in the mean of xu,
+which is linear in x. But the true x scatters around x_hat, so xu scatters more than beta-tilde
+says. How much more depends on the data. If all data are one point, beta-tilde is right. If they are
+N(0, I), so are xu and xt, with the correlation r = sqrt(1 - beta), and xu, given xt, has the mean
+r xt and the variance 1 - r^2 = beta. Which is better for the moons is measured (C2). Without noise,
+each step would only shrink xt by r, so that all samples end in one spot. A step must be short, as
+over a long way xu may be on either moon, which is no Gaussian. DDPM takes 1000. Here 100 will do.
 C1 100 steps (--steps, --var) end as near to the data as 1000.  C2 In 10, beta beats beta-tilde.
 RUN    python 04_ancestral.py               (7 seconds)
 BREAK  python 04_ancestral.py --var zero    one small spot: C1 fails; so it does with --steps 3

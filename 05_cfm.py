@@ -8,17 +8,17 @@ have a density p: noise at t = 0, data at t = 1. We want a velocity v(xt, t) suc
 start as noise and move with v have this density at every t. Moving points never appear or vanish,
 so where p rises, more points flow in than out. This is the continuity equation:
     dp/dt = -div(p v)
-It holds for the points that go to one x, which have one velocity, x - eps, at each place. Densities
-and flows add up, so it holds for all points: p v is the sum over x of (density of points that go to
-x) (x - eps). Divided by p, this is a mean, v = E[x - eps | xt]. As the equation says how p goes on,
-points that start as noise and move with v have density p at each t. On real data nobody knows v.
-But a net learns it if it is trained on x - eps, one line at a time, because at each xt and t
+It holds for the points that go to one x: at a place xt they all have eps = (xt - t x) / (1 - t) and
+one velocity, dxt/dt = x - eps. Densities and flows add up, so it holds for all points together with
+    p v = sum over x of (density of points that go to x) (x - eps)
+Divided by p, this is a mean, v = E[x - eps | xt]. Noise that moves with v starts with this p, has
+the same equation and so keeps this p. On real data nobody knows v, but x - eps teaches it to a net:
     mean of |net - (x - eps)|^2 = |net - v|^2 + mean of |v - (x - eps)|^2
 (the mixed term is 0, since x - eps has mean v). The last term does not depend on the net.
 C1 The mean obeys the continuity equation at every place and time.
 C2 A net trained on x - eps carries noise to the places where the exact v carries it.
-RUN    python 05_cfm.py             (5 seconds; slider: another share in the exact mean)
-BREAK  python 05_cfm.py --share 0   the net learns E[x | xt], which ends elsewhere: C1, C2 fail
+RUN    python 05_cfm.py             (5 seconds; slider: the mean of x - share eps, share 0 to 1)
+BREAK  python 05_cfm.py --share 0   the net learns E[x | xt], the field of x alone: C1, C2 fail
 PAPER  Lipman et al. 2022, arXiv 2210.02747, equations 8 (mean), 9 (loss), 26 (continuity)"""
 import argparse
 import matplotlib.pyplot as plt
@@ -133,7 +133,7 @@ def draw(share):
     flows.legend()
     wrong.clear()
     wrong.plot(x[:, 0], x[:, 1], ".", color="0.7", ms=2)
-    wrong.plot(ends[:, 0], ends[:, 1], ".", color="tab:red", ms=2)
+    wrong.plot(ends[:, 0], ends[:, 1], ".", color="tab:blue" if share == 1 else "tab:red", ms=2)
     wrong.set(title=f"the mean of x - {share:.2g} eps carries it here", xlim=(-3, 3), ylim=(-3, 3))
 draw(0)
 slider.on_changed(draw)

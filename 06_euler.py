@@ -7,12 +7,12 @@ Join noise eps (t = 0) and data x (t = 1) by a line, xt = t x + (1 - t) eps. A p
 with x - eps. A net has to tell this velocity from xt and t. Many lines cross there, so its best
 answer is the mean of their velocities, v(xt, t) = E[x - eps | xt]. The mean is enough: how many
 points cross the walls of a small cell depends only on how many there are and their mean velocity.
-So noise that follows dx/dt = v(x, t) keeps the numbers of the lines in each cell and ends as data.
-As t grows, xt tells more of its x, so v turns and its paths bend: a few straight steps miss.
-Reflow: follow v from each eps to the x that it reaches, and train a second net on these pairs. Near
-eps mostly reach near x, so lines between them cross much less than random ones. (Nothing says how
-much less, but the loss of the second net shows it.) Where few lines cross, their mean velocity is
-nearly that of one line, which is the same at all t, and one step will do.
+So noise that follows dx/dt = v(x, t) has in each cell as many points as the lines, at all t, and
+ends as data. As t grows, xt tells more of where its line ends, so v turns and a few steps miss.
+Reflow: follow v from each eps to the x that it reaches, and train a second net on these pairs. The
+run shows that lines between them hardly cross: the loss, which is the spread of the velocities of
+lines at one place and t, gets small. So their mean velocity is nearly that of one line, which is
+the same at all t, and one step will do.
 C1 --steps Euler steps end closer to data than noise starts. C2 ONE, after reflow, 10 times closer.
 RUN    python 06_euler.py --steps 5    (7 seconds; --data FILE learns points of your own)
 BREAK  python 06_euler.py --steps 1    noise tells nothing of x, so all go to the mean: C1 fails

@@ -66,14 +66,14 @@ def train_unmask(tokens, iters, T=64):
         hidden = torch.rand(T, N) < t / T
         xt = torch.where(hidden, MASK, x)
         nats = nn.functional.cross_entropy(net(xt).transpose(1, 2), x, reduction="none")  # (T, N)
-        # Back from t to t - 1, a MASK is revealed with chance (1 / T) / (t / T) = 1 / t, and costs
-        # -log p(token). All together cost -log p(picture) or more, by Jensen's inequality.
+        # Back from t to t - 1, a MASK is revealed with chance (1 / T) / (t / T) = 1 / t. So the sum
+        # is what it costs on average, in nats, to guess all tokens of a picture on its way back.
         loss = (nats * hidden / t).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if (i + 1) % max(1, iters // 8) == 0:
-            print(f"iter {i + 1:5d}  loss {loss:.2f} (of 40 pictures at least log 40 = 3.69)")
+            print(f"iter {i + 1:5d}  loss {loss:.2f} nats (to tell one of 40: log 40 = 3.69)")
     return net.requires_grad_(False)
 net = train_unmask(tokens, args.iters)
 

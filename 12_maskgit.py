@@ -8,13 +8,14 @@ nearest to it. D3PM is DDPM for tokens: its noise turns one token after the othe
 good, so that at time t of T each token is MASK with probability t / T. Therefore, on the way back,
     p(MASK at t - 1, given MASK at t) = ((t - 1) / T) / (t / T) = 1 - 1 / t    (Bayes' rule)
 so each MASK becomes a token again with probability 1 / t. A net, trained to guess hidden tokens
-from visible ones, says which token. One step back takes one call of the net and is a round.
-The tokens of one round are drawn independently, so they can contradict each other: where a 3 and a
-7 are both possible, one token may become a piece of the 3 and its neighbour a piece of the 7. More
-rounds cost more calls, but fewer tokens are drawn at once. MaskGIT asks the same net, but in each
-round it keeps only the K guesses that the net is surest of. They contradict less. But the surest
-token is one that many pictures share. Once it is there, the pictures without it are out, so a few
-pictures come again and again. Noise, added to the sureness, lets rare tokens go first, too.
+from visible ones, says which token. One step back takes one call of the net and is a round. The
+tokens of one round are drawn independently, so they can contradict each other: where a 3 and a 7
+are both possible, one may become a piece of the 3 and its neighbour a piece of the 7. With more
+rounds, fewer are drawn at once. MaskGIT asks the same net, but keeps in each round only the K
+guesses that the net is surest of. A guess of probability near 1 hardly depends on its neighbours,
+so sure guesses fit together. But a guess that many pictures share is surer than a rare one. The
+common guess is kept, the rare one is thrown away, and the next guesses follow the common one. So a
+few pictures come again and again. Noise, added to the sureness, gives rare guesses a chance.
 C1 Ten rounds of MaskGIT leave less than a tenth of the wrong tokens that one round leaves.
 C2 With noise in the choice, MaskGIT draws most of the 40 pictures, not always the same few.
 RUN    python 12_maskgit.py                         (11 seconds; slider: noise)
@@ -50,13 +51,11 @@ def draw_digit(digit, font):
     return 1 - torch.tensor(canvas.buffer_rgba().tolist())[:, :, 0] / 255  # red, as all is grey
 PICTURES = torch.stack([draw_digit(d, font) for d in "0123456789" for font in FONTS])  # (40,16,16)
 
-patches = PICTURES.view(40, 8, 2, 8, 2).transpose(2, 3).reshape(-1, 4)  # (40 * 64, 2 * 2 pixels)
-codes = patches.unique(dim=0)[::55][:16]  # (16, 4): to begin with, every 55th different patch
-for i in range(20):  # k-means (lesson 11); after 20 moves hardly anything changes
-    nearest = torch.cdist(patches, codes).argmin(1)  # (40 * 64,)
-    for k in nearest.unique():
-        codes[k] = patches[nearest == k].mean(0)  # a code moves to the mean of its patches
-tokens = nearest.view(40, 64)  # numbers 0 .. 15
+patches = nn.functional.unfold(PICTURES[:, None], 2, stride=2).mT  # (40, 64, 4): patches of 2 x 2
+codes = patches.flatten(0, 1).unique(dim=0)[::55][:16]  # (16, 4): every 55th of about 900, sorted
+for i in range(20):  # k-means (lesson 11): after 14 rounds nothing changes any more
+    tokens = torch.cdist(patches, codes).argmin(2)  # (40, 64), numbers 0 .. 15
+    codes = torch.stack([patches[tokens == k].mean(0) for k in range(16)])  # means of their patches
 MASK = 16  # the next number stands for a hidden token
 
 # --- network and train
@@ -73,20 +72,21 @@ def train_unmask(tokens, iters, T=64):
         hidden = torch.rand(T, N) < t / T
         xt = torch.where(hidden, MASK, x)
         nats = nn.functional.cross_entropy(net(xt).transpose(1, 2), x, reduction="none")  # (T, N)
-        # Back from t to t - 1, a MASK is revealed with chance (1 / T) / (t / T) = 1 / t, and costs
-        # -log p(token). All together cost -log p(picture) or more, by Jensen's inequality.
+        # Back from t to t - 1, a MASK is revealed with chance (1 / T) / (t / T) = 1 / t. So the sum
+        # is what it costs on average, in nats, to guess all tokens of a picture on its way back.
         loss = (nats * hidden / t).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if (i + 1) % max(1, iters // 8) == 0:
-            print(f"iter {i + 1:5d}  loss {loss:.2f} (of 40 pictures at least log 40 = 3.69)")
+            print(f"iter {i + 1:5d}  loss {loss:.2f} nats (to tell one of 40: log 40 = 3.69)")
     return net.requires_grad_(False)
 net = train_unmask(tokens, args.iters)
 
 # --- sample
 def d3pm(net, xt, rounds):
-    """Draw the hidden tokens of rows xt (B, N), with T = rounds. The net needs no t: it sees xt."""
+    """Draw the hidden tokens of rows xt (B, N), with T = rounds. In training T was 64, but the net
+    needs no t or T: which tokens are hidden does not depend on their values, so xt tells it all."""
     for t in range(rounds, 0, -1):
         guess = torch.distributions.Categorical(logits=net(xt)).sample()  # (B, N)
         back = (xt == MASK) & (torch.rand(xt.shape) < 1 / t)
@@ -94,47 +94,48 @@ def d3pm(net, xt, rounds):
     return xt
 
 def maskgit(net, xt, rounds, noise):
-    """Draw the hidden tokens of rows xt (B, N), as many in each row: the surest guesses first."""
+    """Draw the hidden tokens of rows xt (B, N). Every row must hide the same number of them."""
     for t in range(rounds, 0, -1):
         p = torch.distributions.Categorical(logits=net(xt))
         guess = p.sample()  # (B, N)
-        luck = -torch.empty(xt.shape).exponential_().log()  # Gumbel noise, as in the paper's code
-        sure = p.log_prob(guess) + noise * (t - 1) / rounds * luck  # less and less noise
-        sure[xt != MASK] = -torch.inf  # never redraw what is visible
-        K = int((xt[0] == MASK).sum()) // t  # t rounds are left to draw what is hidden
-        place = sure.topk(K).indices  # (B, K)
+        # The K largest of log p + Gumbel noise are K places drawn with chances in proportion to p
+        # (the Gumbel top-k trick). Less noise favours sure places, and no noise takes the K surest.
+        gumbel = -torch.empty(xt.shape).exponential_().log()  # -log of exponential noise is Gumbel
+        sure = p.log_prob(guess) + noise * (t - 1) / rounds * gumbel  # less and less noise
+        K = int((xt[0] == MASK).sum()) // t  # 64 tokens in 10 rounds: 6 6 6 6 6 6 7 7 7 7
+        place = sure.masked_fill(xt != MASK, -torch.inf).topk(K).indices  # (B, K), none is visible
         xt = xt.scatter(1, place, guess.gather(1, place))  # write the guesses at these places
     return xt
 
 # --- measure
 def compare(x, tokens):
-    """Of each x (B, N), the nearest of the n real rows, tokens (n, N); how many tokens differ."""
+    """For each x (B, N) the nearest of n real rows, tokens (n, N); mean number of wrong tokens."""
     differ = (x[:, None] != tokens).sum(2)  # (B, n)
-    wrong, near = differ.min(1)
-    return near, wrong.float().mean().item()
-
+    return differ.argmin(1), differ.amin(1).float().mean().item()
 blank = torch.full((400, 64), MASK)
 _, wrong_one = compare(maskgit(net, blank, 1, args.noise), tokens)
 near, wrong = compare(maskgit(net, blank, args.rounds, args.noise), tokens)  # C1, C2
 
 # --- figure
-fig, axes = plt.subplots(5, 2, figsize=(12, 5.4), gridspec_kw={"left": 0, "right": 1, "top": 0.94})
-slider = plt.Slider(plt.axes([0.6, 0.02, 0.3, 0.03]), "noise", 0, 5, valinit=args.noise)
-
-def paint(ax, name, x, tokens, codes):
-    """Ten of the rows x (B, 64) as pictures side by side; the ink of wrong tokens is red."""
+fig, axes = plt.subplots(5, 3, figsize=(12, 6), gridspec_kw={"left": 0, "right": 1, "wspace": 0.1})
+slider = plt.Slider(plt.axes([0.72, 0.03, 0.22, 0.03]), "noise", 0, 5, valinit=args.noise)
+fig.text(0.02, 0.03, "50 are drawn, 6 shown: wrong tokens of 64 (red), different pictures of 40")
+def paint(ax, rounds, x, tokens, codes):  # six of the rows x (B, 64); wrong tokens are red
     near, wrong = compare(x, tokens)
-    sign = torch.where(x == tokens[near], 1, -1)[:10, :, None]  # (10, 64, 1), -1 will be red
-    ink = (sign * codes[x[:10]]).view(10, 8, 8, 2, 2).permute(1, 3, 0, 2, 4)  # y, y, picture, x, x
+    ink = codes[x] * torch.where(x == tokens[near], 1, -1)[:, :, None]  # (B, 64, 4), below 0: red
+    pictures = nn.functional.fold(ink[:6].mT, (16, 16), 2, stride=2)  # undo unfold: (6, 1, 16, 16)
     ax.clear()
-    ax.imshow(ink.reshape(16, 160), "RdBu", vmin=-1, vmax=1)
-    ax.set(xticks=[], yticks=[], frame_on=False, title=f"{name}: {wrong:.1f} of 64 wrong (red)")
+    ax.imshow(torch.cat(list(pictures[:, 0]), 1), "RdBu", vmin=-1, vmax=1)  # (16, 96)
+    ax.set_title(f"rounds: {rounds}   wrong: {wrong:.1f}   different: {len(near.unique())}")
+    ax.set_axis_off()
 
-def draw(_):
-    for (left, right), n in zip(axes, (1, 2, 4, args.rounds, 64)):
-        paint(left, f"D3PM, {n} rounds", d3pm(net, blank[::8], n), tokens, codes)
-        paint(right, f"MaskGIT, {n} rounds", maskgit(net, blank[::8], n, slider.val), tokens, codes)
-draw(None)
+def draw(noise, column=2):  # the slider hands over its value, the noise for the right column
+    for ax, n in zip(axes[:, column], (1, 2, 4, args.rounds, 64)):
+        x = d3pm(net, blank[:50], n) if column == 0 else maskgit(net, blank[:50], n, noise)
+        paint(ax, n, x, tokens, codes)
+for column, name in enumerate(["D3PM", "MaskGIT, noise 0", "MaskGIT, noise of the slider"]):
+    fig.text((column + 0.5) / 3, 0.95, name, size=14, ha="center")
+    draw([None, 0, args.noise][column], column)  # D3PM takes no noise
 slider.on_changed(draw)
 fig.savefig("12_maskgit.png", dpi=120)
 

@@ -6,16 +6,16 @@
 A number can be written in words, as a picture, or as the sound of telephone keys. All three become
 rows of tokens, which are integers. A digit is one word, four vertical strips of a picture, or two
 tones, as a key sounds one tone for its row and one for its column. So 4 is the word 4, or strips 37
-38 39 40, or tones 15 18. The net gets these integers only, never pixels or waves: it does not see,
-but learns which strips make which digit. Here is 41 as a picture, the source, and then in words:
+38 39 40, or tones 15 18. The net gets these integers only, never pixels or waves. Here is 41 as a
+picture (the source), then in words (the target), and 42 as a picture and a sound, then in words:
     token  <image>  37 38 39 40  25 26 27 28  <end>  <text>  4  1  <end>
     place     0      1  1  1  1   2  2  2  2    0       0    1  2    0
-A transformer learns to predict each token of the second part, the target, from all tokens before
-it. At <text> it has to look (attend) at place 1 of the source, and writes the word 4. At this word
-it looks at place 2, and writes 1. There is no place 3, so it writes <end>. Places mean the same in
-all media and <text> says what to write, so any medium can be the target.
-C1 One net writes each medium from each medium.
-C2 It reads a number that is half picture and half sound, although it never saw such a mixture.
+    token  <image>  37 38 39 40  <end>  <audio>  14 19  <end>  <text>  4  2  <end>
+    place     0      1  1  1  1    0       0      2  2    0       0    1  2    0
+A transformer learns to predict each token of the target from all tokens before it. At <text> it has
+to look (attend) at place 1, and writes the word 4. At this it looks at place 2. Last comes <end>.
+All tokens of a digit share its place, so a look finds it in any medium, behind any other marker.
+C1 One net writes each medium from each.  C2 It reads half picture, half sound, a mix it never saw.
 RUN    python 13_unified.py                 (12 seconds; slider: over 6 digits, untrained, it fails)
 BREAK  python 13_unified.py --markers off   one marker for all cannot say what to write: C1, C2 fail
 PAPER  Chameleon, arXiv 2405.09818 (words and pictures); LWM, 2402.08268 (and films)"""
@@ -46,12 +46,12 @@ def draw_digit(digit, font):
     return 1 - torch.tensor(canvas.buffer_rgba().tolist())[:, :, 0] / 255  # red, as all is grey
 PIXELS = torch.zeros(16, 61, 4)  # (row, token, column): how a token looks; blank if not a strip
 PIXELS[:, 21:] = torch.cat([draw_digit(d, "DejaVu Sans") for d in "0123456789"], 1).view(16, 40, 4)
-KEY = torch.tensor([10, 0, 1, 2, 3, 4, 5, 6, 7, 8])  # of 0 .. 9 on the pad 123, 456, 789, *0#
+KEY = torch.tensor([10, 0, 1, 2, 3, 4, 5, 6, 7, 8])  # where 0 .. 9 are on 123 456 789 *0#
 SPELL = {"text": torch.arange(10).view(10, 1), "image": torch.arange(21, 61).view(10, 4),
          "audio": torch.stack([14 + KEY // 3, 18 + KEY % 3], 1)}  # (10, 2): tone of row, of column
 BEGIN, END = {"text": 10, "image": 11, "audio": 12}, 13
-if args.markers == "off":  # now the net cannot know which medium it has to write
-    BEGIN = {"text": 10, "image": 10, "audio": 10}
+if args.markers == "off":
+    BEGIN = dict.fromkeys(SPELL, 10)  # so the net cannot know which medium it has to write
 
 def segment(digits, medium, first=1):
     """Numbers (B, m) in a medium, with markers: tokens and places (from first), (B, N, 2)."""
@@ -99,9 +99,9 @@ net = train_documents(TokenNet(61), args.iters)
 
 # --- sample and measure
 def reply(net, source, target):
-    """Write the tokens of target (B, N, 2) anew, one after the other, behind its first."""
-    target = target.clone()  # the net is told its length and places, but of places only those
-    for n in range(1, target.shape[1]):  # before n, so it has to find out when to write <end>
+    """Target (B, N, 2) with new tokens behind its first, a marker, written one after the other."""
+    target = target.clone()
+    for n in range(1, target.shape[1]):  # no place from n on is shown: when to <end> is not told
         target[:, n, 0] = net(source, target[:, :n])[:, -1].argmax(1)  # the likeliest token
     return target
 def share_right(net, source, target):  # the share of the B numbers without any mistake

@@ -6,13 +6,19 @@
 In go two pictures, A and B, and a start. A picture has 3 x 3 cells, named 0 to 8 row by row, with a
 coloured digit in each. A's digits name the cell to hop to next. The task: hop k times from the
 start, then draw A again, but with B's digit in the goal, the cell that was reached.
-A net writes b words, its thoughts, then the goal, then the picture. A thought names the next cell,
-as in 4, 7, 2. The net has one layer of attention. There the word 4 asks for the digit in cell 4 of
-A and gets 7. All asking is done at once, so it does not learn to ask for the digit in cell 7, too.
-When 7 has been written, it is input, and asks. So b thoughts and the goal make b + 1 hops.
-C1 With --thoughts thoughts (k - 1 are enough), 1 to 5 hops end in the right picture.
-C2 With fewer thoughts than k - 1, this training does not get it beyond the best guess.
-C3 The net follows its own words: after a wrong thought it draws what this thought leads to.
+A net writes b words, its thoughts, then the goal, then the picture. A thought names the next cell.
+    input    A   B   4   7   2   0        cells 0 ... 8     (start 4, thoughts 7 and 2,
+    output           7   2   0   unused   the picture        goal 0, so k = 3 and b = 2)
+The net is one layer of attention, called once for each word. The input 4 asks for the digit in cell
+4 of A. The answer, 7, comes out of the layer. Questions are made from what goes in, so this layer
+cannot ask about 7. In the next call 7 is an input, and asks. So each call is a hop, and b thoughts
+and the goal make b + 1 hops. The last call draws: each cell asks for A's digit, B's digit and the
+goal at once, because no question needs the answer to another. With fewer thoughts than k - 1, the
+hops do not reach the goal. As no cell comes twice, it is not the start, a thought or the next cell.
+If only these b + 2 are known, the best is a guess among the other 7 - b: a chance of 1 / (7 - b).
+C1 With k - 1 thoughts, 1 to 5 hops end in the right picture. (--thoughts is an upper limit.)
+C2 With fewer, this training does not get it beyond that: it stays near 1/8, a guess among 8 cells.
+C3 The net follows a wrong thought. This is expected: it was trained to hop on from the last word.
 RUN    python 14_reasoning_gen.py                 (12 seconds; sliders: hops, thoughts, wrong)
 BREAK  python 14_reasoning_gen.py --thoughts 0    the net guesses from 2 hops on: C1 fails
 PAPER  arXiv 2201.11903 (chain of thought), 2310.07923 (steps in series), 2405.09818 (Chameleon)"""
@@ -23,8 +29,8 @@ from torch import nn
 
 # --- knobs
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-parser.add_argument("--thoughts", type=int, default=4, help="in the test; 0 breaks (%(default)s)")
-parser.add_argument("--iters", type=int, default=400, help="of training; 50 fails (%(default)s)")
+parser.add_argument("--thoughts", type=int, default=4, help="limit; 0 breaks C1 (%(default)s)")
+parser.add_argument("--iters", type=int, default=400, help="training steps; 50 fail (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
 args = parser.parse_args()
 if not 0 <= args.thoughts <= 4 or args.iters < 1 or args.seed < 0:
@@ -33,24 +39,18 @@ torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # nets this small are fastest on one core
 
 # --- data
-def make_tasks(n):
-    """Pictures A and B and a path through all cells, each (n, 9); path[:, k] is k hops away."""
-    path = torch.rand(n, 9).argsort(1)  # all cells in random order, so no cell comes twice
-    A = torch.empty_like(path).scatter(1, path, path.roll(-1, 1))  # each holds the next, in a ring
+def make_tasks(n):  # pictures A and B, and a path (a ring) through all cells, each (n, 9)
+    path = torch.rand(n, 9).argsort(1)  # all cells in random order: path[:, k] is k hops away
+    A = torch.empty_like(path).scatter(1, path, path.roll(-1, 1))  # A[path[j]] = path[j + 1]
     B = (A + torch.randint(1, 9, (n, 9))) % 9  # never the digit that A has in the same cell
     return A, B, path
 
-def edit(A, B, goal):
-    """A with B's digit in one cell, goal (n, 1): the right picture (n, 9)."""
+def edit(A, B, goal):  # the right picture (n, 9): A with B's digit in one cell, goal (n, 1)
     return A.scatter(1, goal, B.gather(1, goal))
 
-# --- network. Here are input and output for k = 3 hops and b = 2 thoughts on the path 4 7 2 0
-#     input    A's digits   B's digits   4        7        2        0         cells 0 ... 8
-#     role     IN_A         IN_B         1 hop    1 hop    1 hop    0 hops    DRAW
-#     output                             7        2        0        unused    the picture
-IN_A, IN_B, DRAW = 6, 7, 8  # the role of a word, 0 to 5, is how many hops away its output is
+# --- network: an input's role says what it is for; a word's role, how many hops away its output is
+IN_A, IN_B, DRAW = 6, 7, 8  # the roles that are not a number of hops, 0 to 5
 class Thinker(nn.Module):
-    """Pictures A, B (n, 9), words (n, S), k hops, b thoughts to logits (n, S + 9, 9)."""
     def __init__(self, width=64):
         super().__init__()
         self.cell = nn.Parameter(torch.randn(9, width))  # where a digit is, which cell a word names
@@ -58,19 +58,18 @@ class Thinker(nn.Module):
         self.role = nn.Parameter(torch.randn(9, width))  # what an input is for
         self.layer = nn.TransformerEncoderLayer(width, 8, 128, 0, batch_first=True, norm_first=True)
         self.head = nn.Linear(width, 9)  # a cell for a word, a digit for a cell to draw
-    def forward(self, A, B, words, k, b):
+    def forward(self, A, B, words, k, b):  # (n, 9), (n, 9), (n, S) to logits (n, S + 9, 9)
         in_A = self.digit[A] + self.cell + self.role[IN_A]  # (n, 9, C), where C is the width
         in_B = self.digit[B] + self.cell + self.role[IN_B]  # (n, 9, C)
-        roles = [1] * b + [k - b, 0]  # with b = 1 above, 7 has to make both hops that are left
-        said = self.cell[words] + self.role[roles[:words.shape[1]]]  # (n, S, C)
+        roles = [1] * b + [k - b, 0]  # for k = 3 hops: 1 1 1 0 if b = 2, and 1 2 0 if b = 1
+        said = self.cell[words] + self.role[roles[:words.shape[1]]]  # (n, S, C): S words so far
         draw = (self.cell + self.role[DRAW]).expand(len(A), 9, -1)  # (n, 9, C): ask for A, B, goal
         h = torch.cat([in_A, in_B, said, draw], 1)  # (n, 18 + S + 9, C)
         mask = nn.Transformer.generate_square_subsequent_mask(h.shape[1])  # hides later inputs
         return self.head(self.layer(h, mask)[:, 18:])
 
 # --- train
-def train_thinker(iters):
-    """Learn the outputs for 1 to 5 hops with any number of thoughts. Returns the net."""
+def train_thinker(iters):  # for 1 to 5 hops, with any number of thoughts
     net = Thinker()
     optimizer = torch.optim.Adam(net.parameters())
     for i in range(iters):
@@ -78,10 +77,10 @@ def train_thinker(iters):
         A, B, path = make_tasks(64)
         k = i % 5 + 1  # hops, 1 to 5
         b = int(torch.randint(k, ()))  # thoughts, 0 to k - 1, so one net learns to think or not
-        goal = path[:, k:k + 1]  # (64, 1)
+        goal = path[:, [k]]  # (64, 1)
         words = torch.cat([path[:, :b + 1], goal], 1)  # (64, b + 2): start, thoughts, goal
         logits = net(A, B, words, k, b)  # (64, b + 2 + 9, 9)
-        target = torch.cat([words[:, 1:], goal, edit(A, B, goal)], 1)  # (64, b + 2 + 9)
+        target = torch.cat([words[:, 1:], goal, edit(A, B, goal)], 1)  # at the goal: any would do
         loss = nn.functional.cross_entropy(logits.transpose(1, 2), target)
         optimizer.zero_grad()
         loss.backward()
@@ -91,8 +90,7 @@ def train_thinker(iters):
 net = train_thinker(args.iters)
 
 # --- sample and measure
-def answer(net, A, B, words, k, b):
-    """Add words to the first S (n, S), then draw: all words (n, b + 2) and the picture (n, 9)."""
+def answer(net, A, B, words, k, b):  # from S words to all words (n, b + 2) and a picture (n, 9)
     while words.shape[1] < b + 2:  # start, thoughts, goal
         logits = net(A, B, words, k, b)  # (n, S + 9, 9)
         words = torch.cat([words, logits[:, -10:-9].argmax(2)], 1)  # the last output before 9 cells
@@ -102,37 +100,39 @@ right = torch.zeros(5, 5)  # right[b, k - 1], b thoughts and k hops: C1
 for b in range(5):
     for k in range(1, 6):
         _, picture = answer(net, A, B, path[:, :1], k, min(b, k - 1))  # k - 1 thoughts are enough
-        right[b, k - 1] = (picture == edit(A, B, path[:, k:k + 1])).all(1).float().mean()
-over = max(right[b, b + 1:].max() - 1 / (6 - b) for b in range(4))  # C2: 6 - b cells are unknown
-misled = path[:, [0, 1, 4]]  # not 0, 1, 2: the wrong thought is 4, then follow 5, 6 and the goal 7
+        right[b, k - 1] = (picture == edit(A, B, path[:, [k]])).all(1).float().mean()
+over = max(right[b, b + 1:].max() - 1 / (7 - b) for b in range(4))  # C2: 7 - b cells are left
+misled = path[:, [0, 1, 4]]  # places on the path, not cells: thought 2 is place 4, not place 2
 _, picture = answer(net, A, B, misled, k=5, b=4)
-follows = (picture == edit(A, B, path[:, 7:8])).all(1).float().mean()  # C3
+follows = (picture == edit(A, B, path[:, [7]])).all(1).float().mean()  # C3: then places 5, 6, 7
 
 # --- figure: the boards show the first of the tasks
 fig, axes = plt.subplots(1, 4, figsize=(12, 4), gridspec_kw=dict(left=0.04, right=0.99, bottom=0.2))
-axes[0].imshow(right, "Blues", vmin=0, extent=(0.5, 5.5, 4.5, -0.5))  # hops, thoughts at centres
-axes[0].set(title="pictures right\n(dark: all, pale: a guess)", xlabel="hops", ylabel="thoughts")
+axes[0].imshow(right, "Blues", vmin=0, alpha=0.5, extent=(0.5, 5.5, 4.5, -0.5))
+for i, share in enumerate(right.flatten()):
+    axes[0].text(i % 5 + 1, i // 5, f"{share:.2f}", ha="center", va="center")
+axes[0].set(title="right (best guess:\n1/7 1/6 1/5 1/4)", xlabel="hops", ylabel="thoughts")
 hops = plt.Slider(plt.axes([0.1, 0, 0.2, 0.1]), "hops", 1, 5, valinit=5, valstep=1)
 think = plt.Slider(plt.axes([0.4, 0, 0.2, 0.1]), "thoughts", 0, 4, valinit=args.thoughts, valstep=1)
 wrong = plt.Slider(plt.axes([0.8, 0, 0.1, 0.1]), "thought 2 wrong", 0, 1, valinit=0, valstep=1)
 
-def board(ax, title, picture, cells, colour):  # cells: of a path
+def board(ax, title, picture, cells, colour):  # cells: along a path, the last is framed
     ax.clear()
     ax.imshow(picture.view(3, 3), "Pastel1", vmin=0, vmax=8)
+    ax.plot(cells % 3, cells // 3, "s-", c=colour, ms=50, mfc="none", markevery=[-1])  # frame: last
     for cell in range(9):
         ax.text(cell % 3, cell // 3, int(picture[cell]), size=16, ha="center", va="center")
-    ax.plot(cells % 3, cells // 3, "s-", c=colour, alpha=0.6, ms=50, mfc="none", markevery=[0, -1])
-    ax.set(title=title, xticks=[], yticks=[])
+    ax.set(title=title, xticks=[], yticks=range(3), yticklabels=["cells\n0 1 2", "3 4 5", "6 7 8"])
 
 def draw(_):
     k = int(hops.val)
     b = min(int(think.val), k - 1)
     said = misled if wrong.val and b > 1 else path[:, :1]
-    words, picture = answer(net, A, B, said, k, b)
-    board(axes[1], "A (frames: start, goal)", A[0], path[0, :k + 1], "k")
-    board(axes[2], "B", B[0], path[0, k:k + 1], "k")
-    colour = "tab:blue" if picture[0].equal(edit(A, B, path[:, k:k + 1])[0]) else "tab:red"
-    board(axes[3], f"written: {words[0, 1:].tolist()}\n(red: wrong)", picture[0], words[0], colour)
+    words, picture = [x[0] for x in answer(net, A, B, said, k, b)]  # of the first task
+    board(axes[1], f"A: {k} hops from cell {path[0, 0]}", A[0], path[0, :k + 1], "grey")
+    board(axes[2], "B (frame: goal)", B[0], path[0, [k]], "grey")
+    colour = "tab:blue" if picture.equal(edit(A, B, path[:, [k]])[0]) else "tab:red"
+    board(axes[3], f"written: {words[1:].tolist()}\ndrawn (red: wrong)", picture, words, colour)
 draw(None)
 for slider in (hops, think, wrong):
     slider.on_changed(draw)

@@ -40,7 +40,7 @@ MOVES = {  # the name of the widget, and its values on the way from good to brok
     "10_discrete": ("calls", [16, 12, 8, 6, 4, 3, 2, 1]),
     "11_vq": ("start", [0, 0.3, 0.6, 0.9, 1.2, 1.5, 2, 2.5, 3]),
     "12_maskgit": ("slider", [1, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1, 0]),
-    "13_unified": ("slider", [1, 2, 3, 4, 5, 6, 7, 8]),
+    "13_unified": ("slider", [4, 5, 6, 7, 8]),
     "14_reasoning_gen": ("think", [4, 3, 2, 1, 0]),
     "15_hybrid": ("slider", [0, 5, 10, 15, 20, 25, 30, 35, 40]),
 }

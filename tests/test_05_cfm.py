@@ -584,7 +584,7 @@ def test_slider_turns_the_broken_field_into_the_exact_one_and_back(ns, piece):
         assert ns.flows.get_xlabel() == "dp/dt" and ns.flows.get_ylabel() == "-div(p v)"
         labels = [text.get_text() for text in ns.flows.get_legend().get_texts()]
         colours = [line.get_color() for line in (*ns.flows.lines, *ns.wrong.lines)]
-        assert all(map(same_color, colours, ("r", "k", "0.7", "C3")))
+        assert all(map(same_color, colours, ("r", "k", "0.7", "C0" if ns.slider.val == 1 else "C3")))
         assert np.array_equal(ns.wrong.lines[0].get_xydata(), ns.x.numpy())
         return *labels, ns.wrong.get_title()
 

@@ -74,19 +74,17 @@ def far_codes(K, seed, D=2, start=3.0):
 
 
 def trained(codes, seed, iters=300, **how):
-    """What train_autoencoder of the lesson returns on the face, and the two nets that it built, encode and decode."""
-    built = []
-
-    class Recorded(nn.Sequential):
-        def __init__(self, *parts):
-            super().__init__(*parts)
-            built.append(self)
-
+    """What train_autoencoder of the lesson returns on the face, and what follows from it."""
     torch.manual_seed(seed)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nn, "Sequential", Recorded)
-        net = piece.train_autoencoder(x, codes, iters, **how)
-    net.encode, net.decode = built
+    return seen(piece.train_autoencoder(x, codes, iters, **how))
+
+
+def seen(net):
+    """What training returns, and what follows from it: z, the codes in use, and the patches that are drawn again."""
+    with torch.no_grad():
+        net.z = net.encode(x)
+        net.drawn = net.decode(net.codes[net.tokens])
+    net.used = net.codes[net.tokens.unique()]
     return net
 
 
@@ -97,7 +95,7 @@ def vq():
 
 @pytest.fixture(scope="module")
 def rounded():
-    return [trained(None, seed) for seed in SEEDS]
+    return [trained(piece.FSQ_CODES, seed) for seed in SEEDS]
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +218,8 @@ def test_a_picture_is_drawn_from_its_tokens_alone_and_its_error_is_a_share_of_th
 def test_the_training_takes_other_patches_and_other_numbers_of_codes():
     other = torch.rand(70, 16) - 0.5
     net = piece.train_autoencoder(other, torch.randn(5, 2), 3)
-    assert net.z.shape == (70, 2) and net.codes.shape == (5, 2) and net.drawn.shape == (70, 16) and len(net.used) <= 5
+    drawn = net.decode(net.codes[net.tokens])
+    assert net.tokens.shape == (70,) and net.codes.shape == (5, 2) and drawn.shape == (70, 16)
 
 
 # --- proofs: what the course says beyond the script's claims
@@ -303,7 +302,7 @@ def test_one_step_of_a_wrong_z_down_the_copied_slope_leaves_a_fifth_of_the_error
 
 
 def test_without_straight_through_encode_stays_as_it_began():
-    for codes in (None, far_codes(49, 0)):
+    for codes in (piece.FSQ_CODES, far_codes(49, 0)):
         first, later = (trained(codes, 5, iters, straight=False).z for iters in (1, 30))
         assert torch.equal(first, later)
 
@@ -318,7 +317,7 @@ def test_vq_without_straight_through_mostly_loses_too_though_its_codes_move_to_t
 def test_all_z_lie_close_together_at_the_start_and_spread_later(vq):
     """Standard deviation .01 to .12 in each number; later .3 and more."""
     for seed, net in zip(SEEDS, vq):
-        assert trained(None, seed, 1).z.std(0).max() < 0.2 and net.z.std(0).mean() > 0.25
+        assert trained(piece.FSQ_CODES, seed, 1).z.std(0).max() < 0.2 and net.z.std(0).mean() > 0.25
 
 
 def test_the_error_of_vq_is_a_third_above_that_of_k_means(vq, floor):
@@ -359,9 +358,11 @@ def fsq_of(levels, seed):
     other = paste(NAME, "train_autoencoder")
     half = (levels - 1) / 2
     vars_of = other.train_autoencoder.__globals__
+    places = torch.arange(levels) / half - 1
     vars_of["fsq"] = lambda z: ((z + 1) * half).round() / half - 1
+    vars_of["FSQ_CODES"] = torch.cartesian_prod(places, places)
     torch.manual_seed(seed)
-    return other.train_autoencoder(x, None, 300)
+    return seen(other.train_autoencoder(x, vars_of["FSQ_CODES"], 300))
 
 
 def test_with_16_codes_vq_is_within_a_fifth_of_k_means_and_fsq_a_little_behind():
@@ -420,7 +421,7 @@ def train_vqgan(x, codes, iters, judge=None, sharpen=0.002, commit=0.0):
 def test_without_judge_and_commitment_that_training_is_the_lessons():
     codes = far_codes(49, 0)
     torch.manual_seed(0)
-    assert abs(share(train_vqgan(x, codes, 100)) - trained(codes, 0, 100, restart=True).error) < 1e-6
+    assert abs(share(train_vqgan(x, codes, 100)) - trained(codes, 0, 100, restart=True).error) < 1e-3  # of drawn before the last step
 
 
 def test_commitment_takes_about_a_twentieth_off_the_error(vq):
@@ -543,7 +544,7 @@ def column(ns, i=1):
     plane, picture = ns.axes[0, i], ns.axes[1, i]
     dots = plane.lines[-1]
     in_use = int(re.search(r"codes in use: (\d+)", plane.get_title())[1])
-    assert len(dots.get_xydata()) == in_use
+    assert len(np.unique(dots.get_xydata(), axis=0)) == in_use
     return in_use, float(picture.get_title().split()[1]), dots.get_color(), dots.get_xydata().copy()
 
 
@@ -553,8 +554,8 @@ def image_of(ns, i):
 
 def test_the_figure_shows_a_collapse_beside_its_cure_and_what_was_drawn(ns):
     assert [column(ns, i)[2] for i in (1, 2, 3, 4)] == ["r", "b", "b", "r"]
-    assert column(ns)[0] <= 5 and column(ns, 2)[0] > 40 and "False" in ns.axes[0, 1].get_title()
-    for i, net in ((2, ns.cured), (3, ns.rounded), (4, ns.blind)):
+    assert column(ns)[0] <= 5 and column(ns, 2)[0] > 40 and ns.axes[0, 1].get_title().startswith("VQ\n")
+    for i, net in ((1, seen(ns.plain)), (2, seen(ns.cured)), (3, seen(ns.rounded)), (4, seen(ns.blind))):
         assert column(ns, i)[:2] == (len(net.used), round(net.error, 3))
         shown = np.asarray(image_of(ns, i)).reshape(40, 4, 40, 4).swapaxes(1, 2).reshape(1600, 16)
         assert np.abs(shown - net.drawn.numpy()).max() < 1e-6
@@ -576,7 +577,7 @@ def test_sliders_reach_the_collapse_and_its_cure_and_go_back(ns):
         ns.start.set_val(1)
         assert 2 <= column(ns)[0] < 30
         ns.cure.set_val(1)
-        assert column(ns)[0] > 40 and column(ns)[2] == "b" and "True" in ns.axes[0, 1].get_title()
+        assert column(ns)[0] > 40 and column(ns)[2] == "b" and ns.axes[0, 1].get_title().startswith("VQ with restarts")
         ns.start.set_val(3)
         assert column(ns)[0] > 40 and column(ns)[1] < 0.08
         ns.iters.set_val(1)
@@ -597,7 +598,7 @@ def test_sliders_reach_the_collapse_and_its_cure_and_go_back(ns):
 def test_break_no_restart(lesson, seed):
     run = lesson(NAME, "--no-restart", "--iters", "120", "--seed", seed)
     assert run.claims() == {"C1": False, "C2": True, "C3": True}
-    assert column(run.ns, 2)[2] == "r" and column(run.ns, 2)[0] <= 5 and "False" in run.ns.axes[0, 2].get_title()
+    assert column(run.ns, 2)[2] == "r" and column(run.ns, 2)[0] <= 5 and run.ns.axes[0, 2].get_title().startswith("VQ\n")
 
 
 def test_nets_of_20_iterations_blur(ns, lesson):
