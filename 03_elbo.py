@@ -21,7 +21,7 @@ mean of q is x, and -log p(x | x_1) has the same form. The ratio of x_1000 has n
 So a net that finds the noise makes the bound small. DDPM's L_simple drops w: all t weigh the same.
 C1 A net trained by L_simple is within a nat (the unit of natural logs) of the best possible bound.
 C2 Dropping w costs nats.   C3 Plain squared error on x, or on the mean itself, costs far more.
-RUN    python 03_elbo.py                (6 seconds; click on the net whose samples to see)
+RUN    python 03_elbo.py                (5 seconds; click on the net whose samples to see)
 BREAK  python 03_elbo.py --target mean  C1 is now about the mean and fails; its samples scatter
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, equations 5 to 14 and table 2"""
 import argparse

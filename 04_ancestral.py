@@ -19,7 +19,7 @@ r xt and the variance 1 - r^2 = beta. Which is better for the moons is measured 
 each step would only shrink xt by r, so that all samples end in one spot. A step must be short, as
 over a long way xu may be on either moon, which is no Gaussian. DDPM takes 1000. Here 100 will do.
 C1 100 steps (--steps, --var) end as near to the data as 1000.  C2 In 10, beta beats beta-tilde.
-RUN    python 04_ancestral.py               (7 seconds)
+RUN    python 04_ancestral.py               (5 seconds)
 BREAK  python 04_ancestral.py --var zero    one small spot: C1 fails; so it does with --steps 3
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, equation 7, section 3.2, algorithm 2"""
 import argparse

@@ -10,11 +10,10 @@ points cross the walls of a small cell depends only on how many there are and th
 So noise that follows dx/dt = v(x, t) has in each cell as many points as the lines, at all t, and
 ends as data. As t grows, xt tells more of where its line ends, so v turns and a few steps miss.
 Reflow: follow v from each eps to the x that it reaches, and train a second net on these pairs. The
-run shows that lines between them hardly cross: the loss, which is the spread of the velocities of
-lines at one place and t, gets small. So their mean velocity is nearly that of one line, which is
-the same at all t, and one step will do.
-C1 --steps Euler steps end closer to data than noise starts. C2 ONE, after reflow, 10 times closer.
-RUN    python 06_euler.py --steps 5    (7 seconds; --data FILE learns points of your own)
+run shows that lines between them hardly cross: the loss, which is the spread of the velocities at
+one place and t, gets small. So v is nearly that of one line, the same at all t: one step will do.
+C1 --steps Euler steps end closer to data than noise starts. C2 ONE, after reflow, 5 times closer.
+RUN    python 06_euler.py --steps 5    (6 seconds; --data FILE learns points of your own)
 BREAK  python 06_euler.py --steps 1    noise tells nothing of x, so all go to the mean: C1 fails
 PAPER  Liu et al. 2022, arXiv 2209.03003, equation 1 (the loss) and algorithm 1 (reflow)"""
 import argparse
@@ -81,8 +80,7 @@ def rk4(v, x, t, h):
     k4 = v(x + h * k3, t + h)  # slope at the end
     return x + h * (k1 + 2 * k2 + 2 * k3 + k4) / 6  # Simpson's weights 1 4 1, the 4 split on k2, k3
 
-def solve(v, x, n_steps, step):
-    """Carry x (B, D) from t = 0 to t = 1 in n_steps: the whole path, (n_steps + 1, B, D)."""
+def solve(v, x, n_steps, step):  # x (B, D) moves from t = 0 to 1: the path, (n_steps + 1, B, D)
     path = [x]
     for i in range(n_steps):
         path.append(step(v, path[-1], i / n_steps, 1 / n_steps))
@@ -113,10 +111,12 @@ def energy_distance(x, y):
     """How much farther two clouds (n, 2) are from each other than from themselves: 0 if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # diverged, or nan
-noise, real = torch.randn(2500, 2), x[torch.randint(len(x), (2500,))]
-before = energy_distance(noise, real)  # of noise that has not moved
-after = energy_distance(solve(first, noise, args.steps, euler)[-1], real)  # C1
-reflow = energy_distance(solve(second, noise, 1, euler)[-1], real)  # C2
+before = after = reflow = 0
+for _ in range(4):  # means of four draws: of one, data drawn twice may score .004 by chance
+    noise, real = torch.randn(2500, 2), x[torch.randint(len(x), (2500,))]
+    before += energy_distance(noise, real) / 4  # of noise that has not moved
+    after += energy_distance(solve(first, noise, args.steps, euler)[-1], real) / 4  # C1
+    reflow += energy_distance(solve(second, noise, 1, euler)[-1], real) / 4  # C2
 
 # --- figure
 fig, axes = plt.subplots(1, 4, sharex=True, sharey=True, figsize=(14, 3.7), layout="constrained")
@@ -144,7 +144,7 @@ def claim(name, words, value, sign, bound):
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
 if not args.data:  # the bounds are those of the moons
     claim("C1", f"{args.steps} Euler steps, energy distance (bound: noise's)", after, "<", before)
-    claim("C2", "one step after reflow (two draws of data: 0 +- .001)", reflow, "<", 0.1 * before)
+    claim("C2", "one step after reflow (real data: 0 +- .0005)", reflow, "<", 0.2 * before)
 print("figure: 06_euler.png")
 if plt.get_backend().lower() != "agg":  # no window without a display
     plt.show()

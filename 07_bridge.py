@@ -104,7 +104,7 @@ def exact_score(xt, a, s):
     weight = (-torch.cdist(xt, a * MU) ** 2 / (2 * var)).softmax(1)  # (B, 64), p(mu | xt), Bayes
     return (a * weight @ MU - xt) / var
 net = train_on_arc(args.iters)
-noise, real = torch.randn(2500, 2), two_moons(2500)
+noise, real = torch.randn(4000, 2), two_moons(4000)
 unmoved = energy_distance(noise, real)  # about .05
 arc_40 = energy_distance(walk_path(net, noise, arc(40), 0), real)  # r = 1: nothing to forget
 chord_40 = energy_distance(walk_path(net, noise, chord(40), 0, args.forget), real)  # C1

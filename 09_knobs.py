@@ -13,7 +13,7 @@ on the lower moon in one of five cases. Guidance exaggerates what the label does
 C1 Schedule: steps of equal angles (the cosine schedule) miss by less than those of linear beta.
 C2 Solver: a step of Heun asks for v twice. With half of Euler's steps it still misses by less.
 C3 Guidance: with w = 2, samples for "upper" are closer to the upper moon than with w = 1 (none).
-RUN    python 09_knobs.py              (6 seconds; sliders: steps of Heun, w)
+RUN    python 09_knobs.py              (5 seconds; sliders: steps of Heun, w)
 BREAK  python 09_knobs.py --steps 2    Heun needs short steps: C2 fails; with --w 8 C3 fails
 PAPER  arXiv 2102.09672, equation 17 (schedule); 2202.00512 (v); 2207.12598 (guidance)"""
 import argparse

@@ -18,7 +18,7 @@ common guess is kept, the rare one is thrown away, and the next guesses follow t
 few pictures come again and again. Noise, added to the sureness, gives rare guesses a chance.
 C1 Ten rounds of MaskGIT leave less than a tenth of the wrong tokens that one round leaves.
 C2 With noise in the choice, MaskGIT draws most of the 40 pictures, not always the same few.
-RUN    python 12_maskgit.py                         (11 seconds; slider: noise)
+RUN    python 12_maskgit.py                         (7 seconds; slider: noise)
 BREAK  python 12_maskgit.py --rounds 1              all tokens at once, mixed digits: C1 fails
        python 12_maskgit.py --noise 0 --rounds 64   no token is wrong, but few pictures: C2 fails
 PAPER  Austin et al. 2021 (D3PM), arXiv 2107.03006; Chang et al. 2022 (MaskGIT), arXiv 2202.04200"""

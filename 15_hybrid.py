@@ -17,7 +17,7 @@ C1 Pooled, shuffled, beats a blind guess: it has learned some of WHAT (2000 iter
 C2 Not shuffled, pooled scores no more: it has not found WHERE. With --iters 2000 it finds some.
 C3 Cross and joint score nearly 1. A likely reason for C2: the feature of "green" is roughly a sum,
 green + right. The mean of such sums is the same if two colours swap places, so WHERE is faint.
-RUN    python 15_hybrid.py         (12 seconds; slider: more flags)
+RUN    python 15_hybrid.py         (10 seconds; slider: more flags)
 BREAK  python 15_hybrid.py --bag   all painters get words without context and order: C3 fails
 PAPER  DALL-E 2, arXiv 2204.06125 (pooled); Imagen, 2205.11487 (cross); SD3, 2403.03206 (joint)"""
 import argparse

@@ -112,6 +112,7 @@ def sequence(piece, N, D, C=48, **more):
     net = piece.DiT(2 * N, 2, C=C, **more)
     net.patchify = net.unpatchify = Rows(N, D)
     net.embed, net.place, net.head[1] = nn.Linear(D, C), nn.Parameter(torch.randn(N, C)), nn.Linear(C, D)
+    nn.init.zeros_(net.head[1].weight)
     return net
 
 
@@ -197,6 +198,7 @@ def test_attention_sees_no_order_and_place_brings_it_back(piece):
     h, c = torch.randn(2, 16, 48, dtype=torch.float64), torch.randn(2, 1, 48, dtype=torch.float64)
     assert (block(h[:, order], c) - block(h, c)[:, order]).abs().max() < 1e-10
     net = piece.DiT(16, 4, gate=1).double()
+    nn.init.normal_(net.head[1].weight)
     x, t, y = torch.randn(2, 16, 16).double(), torch.rand(2, 1, 1).double(), torch.tensor([3, 8])
     assert (net(shuffle(x, order), t, y) - shuffle(net(x, t, y), order)).abs().max() > 0.1
     nn.init.zeros_(net.place)
@@ -220,6 +222,12 @@ def test_a_new_block_is_the_identity_and_its_gates_open_in_training(ns, piece):
     assert (piece.DiTBlock(48, 1)(h, c) - h).abs().max() > 0.1
     for block in ns.nets["DiT"].blocks:
         assert block.adaln(c.to(ns.data)).chunk(6, 2)[2].abs().mean() > 0.05
+
+
+def test_the_first_answer_of_a_net_is_small_and_blind_to_its_input(piece):
+    net = piece.DiT(16, 4)
+    out = net(torch.randn(3, 16, 16), torch.rand(3, 1, 1), torch.tensor([1, 2, 3]))
+    assert torch.equal(out[0], out[1]) and out.abs().max() <= 1 / math.sqrt(48)
 
 
 def test_attention_over_one_token_is_a_linear_map(piece):
@@ -323,6 +331,7 @@ def reach(net):
 def test_one_pixel_of_attention_reaches_all_256_a_convolution_9_three_49_and_a_stride_of_4_16(piece):
     def tokens(patch, change):
         net = change(piece.DiT(16, patch, gate=1, depth=1).double())
+        nn.init.normal_(net.head[1].weight)
         t, y = torch.full((1, 1, 1), 0.5, dtype=torch.float64), torch.tensor([0])
         return lambda x: net(x[:, 0], t, y)[:, None]
 
