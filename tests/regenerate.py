@@ -145,12 +145,15 @@ def many_seeds(names, seeds, jobs, keep):
 def moving(name):
     """Write NN_name.gif: the lesson's own figure while its widget goes from good to broken and back, 8 seconds."""
     import numpy as np
+    import torch
     from PIL import Image  # it comes with matplotlib
 
     before, argv, sys.argv = os.getcwd(), sys.argv, [f"{name}.py"]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
         os.chdir(folder)
         try:
+            torch.set_default_dtype(torch.float32)  # the lesson before may have chosen another
+            torch.set_grad_enabled(True)
             ns = runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
         finally:
             os.chdir(before)
