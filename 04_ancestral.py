@@ -11,15 +11,15 @@ multiple of x, and xt lies around a multiple of xu. Each hint is a Gaussian. Bay
 them, and the product is a Gaussian again (function bayes), with a variance called beta-tilde:
     beta-tilde = beta (1 - abar[u]) / (1 - abar[t])
 But x is not known. A net trained on squared error answers with the mean of all eps that fit xt. So
-x_hat = (xt - s eps_hat) / a is the mean of all x that fit xt. It may stand for x in the mean of xu,
-which is linear in x. But the true x scatters around x_hat, so xu scatters more than beta-tilde
-says. How much more depends on the data. If all data are one point, beta-tilde is right. If they are
-N(0, I), so are xu and xt, with the correlation r = sqrt(1 - beta), and xu, given xt, has the mean
-r xt and the variance 1 - r^2 = beta. Which is better for the moons is measured (C2). Without noise,
-each step would only shrink xt by r, so that all samples end in one spot. A step must be short, as
-over a long way xu may be on either moon, which is no Gaussian. DDPM takes 1000. Here 100 will do.
+x_hat = (xt - s eps_hat) / a is the mean of all x that fit xt. The mean of xu is linear in x, with a
+factor k = sqrt(abar[u]) beta / (1 - abar[t]), so x_hat may stand for x. But the scatter of x adds:
+    variance of xu given xt = beta-tilde + k^2 (variance of x given xt)
+If all data are one point, the last term is 0, and beta-tilde is right. If they are N(0, I), x given
+xt has the variance 1 - abar[t], and the sum is beta. Which is better for the moons is measured, C2.
+A step must be short: over a long way xu may be on one moon or on the other, which is no Gaussian.
+DDPM takes 1000 steps, and each waits for a call of the net. A tenth of them is enough here.
 C1 100 steps (--steps, --var) end as near to the data as 1000.  C2 In 10, beta beats beta-tilde.
-RUN    python 04_ancestral.py               (5 seconds)
+RUN    python 04_ancestral.py               (6 seconds)
 BREAK  python 04_ancestral.py --var zero    one small spot: C1 fails; so it does with --steps 3
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, equation 7, section 3.2, algorithm 2"""
 import argparse

@@ -17,7 +17,7 @@ the same equation and so keeps this p. On real data nobody knows v, but x - eps 
 (the mixed term is 0, since x - eps has mean v). The last term does not depend on the net.
 C1 The mean obeys the continuity equation at every place and time.
 C2 A net trained on x - eps carries noise to the places where the exact v carries it.
-RUN    python 05_cfm.py             (4 seconds; slider: the mean of x - share eps, share 0 to 1)
+RUN    python 05_cfm.py             (5 seconds; slider: the mean of x - share eps, share 0 to 1)
 BREAK  python 05_cfm.py --share 0   the net learns E[x | xt], the field of x alone: C1, C2 fail
 PAPER  Lipman et al. 2022, arXiv 2210.02747, equations 8 (mean), 9 (loss), 26 (continuity)"""
 import argparse

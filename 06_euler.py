@@ -14,7 +14,7 @@ run shows that lines between them hardly cross: the loss, which is the spread of
 one place and t, gets small. So v is nearly that of one line, the same at all t: one step will do.
 C1 --steps Euler steps end closer to data than noise starts. C2 ONE, after reflow, 5 times closer.
 RUN    python 06_euler.py --steps 5    (6 seconds; --data FILE learns points of your own)
-BREAK  python 06_euler.py --steps 1    noise tells nothing of x, so all go to the mean: C1 fails
+BREAK  python 06_euler.py --steps 1    at t = 0 v is E[x] - eps, so all go to E[x]: C1 fails
 PAPER  Liu et al. 2022, arXiv 2209.03003, equation 1 (the loss) and algorithm 1 (reflow)"""
 import argparse
 import matplotlib.pyplot as plt
@@ -133,7 +133,7 @@ def draw(n_steps):
         ax.plot(*real.T, ".", color="0.7", ms=2)
         ax.plot(*path[-1].T, ".", color="tab:blue" if distance < before else "tab:red", ms=2)
         ax.plot(path[:, :40, 0], path[:, :40, 1], "k.-", lw=0.5, ms=4, markevery=[0])  # dot: start
-        ax.set(title=f"{name} (calls of v: {n * calls}): {distance:.3f} from data", aspect="equal")
+        ax.set(title=f"{name} ({n * calls} calls of v): {max(distance, 0):.3f} from data", aspect=1)
 draw(args.steps)
 slider.on_changed(lambda n: draw(int(n)))  # the slider gives a float
 fig.savefig("06_euler.png", dpi=120)

@@ -64,8 +64,8 @@ def find_noise(net, xt, a, s, forget=False):
 def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
     """From xt (B, 2) at the level (a, s) to the next level (a2, s2), which is nearer to data."""
     x_hat = (xt - s * eps_hat) / a
-    # DDPM's chain goes the other way, by s eps = (a / a2) s2 eps2 + new noise. So eps and eps2 have
-    # the correlation old, and eps leaves a variance 1 - old^2 of eps2 open. DDPM draws it anew.
+    # DDPM's chain goes the other way, xt = a / a2 x2 + new noise. As x2 = a2 x + s2 eps2, s eps is
+    # a / a2 s2 eps2 + new noise. So eps2 is old * eps and a rest of variance 1 - old^2, drawn anew.
     old = a / a2 * s2 / s
     fresh = eta * s2 * (1 - old**2).sqrt()  # std of new noise, equation 16
     kept = (s2**2 - fresh**2).sqrt()  # so that squares add up to s2^2

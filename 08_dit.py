@@ -17,7 +17,7 @@ Sampling takes off what the net says is noise, so noise that does not fit in sta
 Why do gates start at 0 (adaLN-Zero)? From 1, large steps let blocks add 100 times h, and h drowns.
 C1 The DiT draws the digits that we want.   C2 The MLP leaves noise in them.
 C3 At twice the rate, 150 iterations teach a DiT with gates from 0, but not one with gates from 1.
-RUN    python 08_dit.py               (12 seconds)
+RUN    python 08_dit.py               (13 seconds)
 BREAK  python 08_dit.py --patch 16    makes the first net an MLP, too: C1 fails
 PAPER  Peebles, Xie 2022, arXiv 2212.09748, section 3.2"""
 import argparse

@@ -50,7 +50,8 @@ def labelled_moons(n):
 BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])  # DDPM's, for k = 0 .. 1000:
 ABAR = (1 - BETA).cumprod(0)  # its step k takes the share BETA[k] from a^2, so this is a^2
 def linear_beta(n_steps):
-    """Angles (n_steps + 1,) at equal steps of k. Half are below .3 of 1.57, others far apart."""
+    """Angles (n_steps + 1,) at equal steps of k, from noise (1000) to data (0). Half of them are
+    below .3, so the other half, which goes up to pi / 2 = 1.57, has long steps."""
     k = torch.linspace(1000, 0, n_steps + 1).round().long()
     return ABAR[k].sqrt().asin()  # since a = sqrt(abar) = sin(phi)
 def equal_angles(n_steps):
@@ -72,7 +73,6 @@ def guide(v, w, label, blank):
         null = v(xt, phi, blank)
         return null + w * (cond - null)  # w times what the label changes; w = 1 is cond
     return guided
-# With one label in five wrong, "upper" has odds of 4 to 1. w = 2 makes them about 4^2 to 1.
 
 def follow(v, x, angles, step):
     """Carry noise x (B, 2) along v(xt, phi) from angle to angle, by euler or heun: (B, 2)."""
@@ -128,7 +128,7 @@ guidance = plt.Slider(plt.axes([0.75, 0.02, 0.2, 0.04]), "w", 0, 8, valinit=args
 def draw(_):
     for ax, w in (left, 1), (right, guidance.val):
         x = follow(guide(v, w, UPPER, BLANK), noise, equal_angles(int(steps.val)), heun)
-        distance = energy_distance(x, upper)  # red from 1.5 times that of w = 1
+        distance = energy_distance(x, upper)  # red: over 1.5 times that of w = 1
         ax.clear()
         ax.plot(*upper.T, ".", color="0.7", ms=2)
         ax.plot(*x.T, ".", color="tab:blue" if distance < 1.5 * before else "tab:red", ms=2)

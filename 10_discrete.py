@@ -17,7 +17,7 @@ C1 AR, in 16 calls, ends over ten times as near to one of the 40 real pictures a
 C2 100 draws of AR, or of the hybrid in half the calls, hold over 18 of the 40. (If all were equally
    likely, 100 draws would miss each with chance (39/40)^100 = .08 and hold 37.)
 C3 In 8 calls MaskGIT draws more real pictures than diffusion, C4 but fewer different ones than AR.
-RUN    python 10_discrete.py             (8 seconds; sliders: calls, temperature)
+RUN    python 10_discrete.py             (9 seconds; sliders: calls, temperature)
 BREAK  python 10_discrete.py --calls 1   tokens of one call do not fit together: C2 and C3 fail
 PAPER  arXiv 2202.04200, section 3.2 (MaskGIT); 2107.03006, section 3 (absorbing diffusion)"""
 import argparse

@@ -16,7 +16,7 @@ all z and move there. The others are never chosen: collapse. Finite scalar quant
 this. It rounds both numbers in z to one of 7 levels, so one of its 49 codes is always near z.
 C1 If all codes start far away, restarts, which move unused codes to some z, more than halve VQ's
 error. C2 FSQ uses more than half of its codes. C3 Straight-through more than halves FSQ's error.
-RUN    python 11_vq.py                 (4 seconds; the sliders train the first VQ again)
+RUN    python 11_vq.py                 (5 seconds; the sliders train the first VQ again)
 BREAK  python 11_vq.py --no-restart    C1 fails: the second VQ collapses like the first
 PAPER  arXiv 1711.00937 (VQ-VAE), 2005.00341 (restart), 2309.15505 (FSQ); next 2012.09841 (VQGAN)"""
 import argparse

@@ -19,7 +19,7 @@ If only these b + 2 are known, the best is a guess among the other 7 - b: a chan
 C1 With k - 1 thoughts, 1 to 5 hops end in the right picture. (--thoughts is an upper limit.)
 C2 With fewer, this training does not get it beyond that: it stays near 1/8, a guess among 8 cells.
 C3 The net follows a wrong thought. This is expected: it was trained to hop on from the last word.
-RUN    python 14_reasoning_gen.py                 (12 seconds; sliders: hops, thoughts, wrong)
+RUN    python 14_reasoning_gen.py                 (13 seconds; sliders: hops, thoughts, wrong)
 BREAK  python 14_reasoning_gen.py --thoughts 0    the net guesses from 2 hops on: C1 fails
 PAPER  arXiv 2201.11903 (chain of thought), 2310.07923 (steps in series), 2405.09818 (Chameleon)"""
 import argparse
