@@ -42,6 +42,15 @@ def paste(name, *wanted):
     return types.SimpleNamespace(**ns)
 
 
+@pytest.fixture(autouse=True)
+def settings():
+    """A lesson may choose torch's precision and switch gradients off: each test finds and leaves them as they were."""
+    dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
+    yield
+    torch.set_default_dtype(dtype)
+    torch.set_grad_enabled(grad)
+
+
 class Run(types.SimpleNamespace):
     """ns: the globals that the run leaves behind; text: what it printed; folder: where it ran."""
 
