@@ -3,22 +3,18 @@
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
 """03 From a bound to a loss: why a net that finds the noise is a model of the data.
-Lesson 02's chain q walks from data x to noise. Its step t, and its first t steps together, are
-    x_t = sqrt(1 - beta) x_(t-1) + sqrt(beta) z    and    x_t = a x + s eps    (z, eps ~ N(0, I))
-The model p walks back from x_1000 ~ N(0, I). Its step to x_(t-1) is a Gaussian of variance beta
-around a mean that a net computes from x_t. Let q(walk) be the probability of x_1 .. x_1000 given x,
-and p(walk) that of all of x, x_1 .. x_1000. Nobody can sum it over all walks, but q draws walks:
-    p(x) = sum of q(walk) (p(walk) / q(walk)) = mean of p(walk) / q(walk) over q's walks from x
-    -log p(x) <= mean of log(q(walk) / p(walk)) over q's walks from x
-because -log of a mean is at most the mean of -log. Minus the right side is the evidence lower bound
-(ELBO). Given x, Bayes' rule makes q's step back a Gaussian, too, with the mean below (lesson 04
-derives it) and its own, smaller variance beta-tilde. So q(walk) / p(walk) is a product of ratios,
-one for each t. Its log is a sum. A term's mean over x_(t-1) is the KL divergence of two Gaussians:
-    mean of q = (x_t - beta / s eps) / sqrt(1 - beta)     mean of p: the same with a net's eps_hat
-    KL at t = |mean of q - mean of p|^2 / (2 beta) + constant = w |eps - eps_hat|^2 + constant
-with w = beta / (2 (1 - beta) s^2). The constant holds beta and beta-tilde, but no net. At t = 1 the
-mean of q is x, and -log p(x | x_1) has the same form. The ratio of x_1000 has no net in it.
-So a net that finds the noise makes the bound small. DDPM's L_simple drops w: all t weigh the same.
+Lesson 02's chain q walks from data x to noise: after t steps, x_t = a x + s eps, eps ~ N(0, I). A
+model p walks back from x_1000 ~ N(0, I). It draws x_(t-1) from a Gaussian of variance beta, DDPM's
+choice, around a mean that a net computes from x_t. How probable is x for p? Nobody can sum over
+all walks that end in x, but q draws walks that start there:
+    p(x) = mean of p(walk and x) / q(walk) over q's walks    (importance sampling, lesson 01)
+    -log p(x) <= mean of log(q(walk) / p(walk and x))        (-log of a mean <= mean of -log)
+Minus the right side is called the evidence lower bound, ELBO. The net is in the steps of p alone:
+    -log p(x_(t-1) | x_t) = |x_(t-1) - mean of p|^2 / (2 beta) + constant,  one for each t
+Here q drew x_(t-1). If x_t and x are known, this is Gaussian around a mean of q. The mean of a
+square is the variance plus the square of the mean, so the right side is the sum over t of
+    |mean of q - mean of p|^2 / (2 beta) + constant = w |eps - eps_hat|^2 + constant  (see method)
+A net that finds the noise makes the bound small. DDPM's L_simple drops w: all t weigh the same.
 C1 A net trained by L_simple is within a nat (the unit of natural logs) of the best possible bound.
 C2 Dropping w costs nats.   C3 Plain squared error on x, or on the mean itself, costs far more.
 RUN    python 03_elbo.py                (5 seconds; click on the net whose samples to see)
@@ -50,29 +46,26 @@ def two_moons(n):
     return MU[torch.randint(64, (n,))] + STD * torch.randn(n, 2)
 
 # --- method
-def exact_means(xt, a, s):
-    """E[x | xt] and E[eps | xt] of the moons, (B, 2) each, for xt = a x + s eps; a, s (B, 1)."""
-    var = (a * STD) ** 2 + s**2  # of xt around a mu, if its x came from the Gaussian at mu
-    square = (xt[:, None] - a[:, None] * MU).square().sum(2)  # (B, 64, 2), summed to (B, 64)
-    weight = (-square / (2 * var)).softmax(1)  # (B, 64), p(mu | xt): Bayes' rule for equal p(mu)
-    centre = weight @ MU  # (B, 2), the mean of mu
-    off = xt - a * centre  # (B, 2), the mean of a (x - mu) + s eps
-    # by variance, (a STD)^2 / var of it is a (x - mu), and s^2 / var is s eps; divide by a and s
-    return centre + a * STD**2 / var * off, s / var * off
-
 BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])[:, None]  # t = 0 .. 1000
-A = (1 - BETA).cumprod(0).sqrt()  # (1001, 1), as all four; xt = A[t] x + S[t] eps
+A = (1 - BETA).cumprod(0).sqrt()  # (1001, 1), as all three; xt = A[t] x + S[t] eps
 S = (1 - A**2).sqrt()
-W = BETA / (2 * (1 - BETA) * S**2)  # large at small t: t <= 50 have almost a third of the sum
-def step_mean(xt, noise, t):  # (B, 2): the mean of q for noise eps, the mean of p for eps_hat
+# q's step from xu, u = t - 1, is xt = sqrt(1 - beta) xu + sqrt(beta) z. If x is known, so is s eps,
+# the noise in xt, the sum of sqrt(beta) z and noise in xu. In a known sum of independent Gaussians
+# of mean 0, each is on average its share of the variance: sqrt(beta) z is beta / s^2 of s eps. So
+def step_mean(xt, noise, t):  # the mean of q for noise eps, the mean of p for eps_hat; t is (B,)
     return (xt - BETA[t] / S[t] * noise) / (1 - BETA[t]).sqrt()
-def walk_back(model_mean, xt):  # the model's walk from noise xt (n, 2), t = 1000, to samples
+# The means differ by beta (eps - eps_hat) / (s sqrt(1 - beta)). The square divided by 2 beta has
+W = BETA[1:] / (2 * (1 - BETA[1:]) * S[1:] ** 2)  # (1000, 1), the w of t = 1 .. 1000
+
+def walk_back(model_mean, xt):  # p's walk from noise xt (n, 2) to samples (n, 2)
     for t in range(1000, 0, -1):
         xt = model_mean(xt, torch.full((len(xt),), t)) + BETA[t].sqrt() * torch.randn_like(xt)
     return xt
 
-# --- train: DDPM dropped w and found better pictures; what this costs in nats is C2
-def train_target(target, odds, iters, seed):  # drawing t by odds w weights the loss by w / sum(w)
+# --- train. Why C3: an error e of eps costs w |e|^2, which is |e|^2 / 2 nats at t = 1, later less.
+# One of the mean costs |e|^2 / (2 beta), from 5000 |e|^2 at t = 1 to 25 |e|^2 at t = 1000. At t = 1
+# the mean of q is x, so one of x costs as much; later it costs less and less.
+def train_target(target, odds, iters, seed):  # to draw t by odds w is to weigh the loss by w
     torch.manual_seed(seed)  # the same seed for every net
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
                         nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
@@ -90,28 +83,34 @@ def train_target(target, odds, iters, seed):  # drawing t by odds w weights the 
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    # Why C3: at t = 1, where beta is .0001, an error e of x or of the mean costs |e|^2 / (2 beta) =
-    # 5000 |e|^2 nats, but one of eps |e|^2 / 2, because the mean holds only beta / s = .01 of eps.
-    def model_mean(xt, t):
+    def model_mean(xt, t):  # the mean of p's step, whatever the net answers
         answer = net(torch.cat([xt, t[:, None] / 1000], 1)).detach()
         if target == "mean":
             return answer
         eps_hat = answer if target == "eps" else (xt - A[t] * answer) / S[t]
         return step_mean(xt, eps_hat, t)
     return model_mean
+models = {name: train_target(name, torch.ones(1000), args.iters, args.seed)
+          for name in ("mean", "x", "eps")}
+models["eps with w"] = train_target("eps", W[:, 0], args.iters, args.seed)
 
-models, lost, total = {}, {}, {}  # by net: mean of the step, nats lost at each t, at all t
-for name in ("mean", "x", "eps"):
-    models[name] = train_target(name, torch.ones(1000), args.iters, args.seed)
-models["eps with w"] = train_target("eps", W[1:, 0], args.iters, args.seed)
+# --- measure
+def best_eps(xt, a, s):
+    """E[eps | xt], the mean of all eps that fit xt: (B, 2). Its loss is the lowest. a, s (B, 1)."""
+    var = (a * STD) ** 2 + s**2  # of xt - a mu = a (x - mu) + s eps, if x is from the place mu
+    square = (xt[:, None] - a[:, None] * MU).square().sum(2)  # (B, 64, 2), summed to (B, 64)
+    weight = (-square / (2 * var)).softmax(1)  # (B, 64), p(mu | xt): Bayes' rule for equal p(mu)
+    # Of xt - a mu, a sum of two independent Gaussians, s eps is on average the share s^2 / var.
+    return s / var * (xt - a * (weight @ MU))
 
-# --- measure: the nats that each net loses, compared with the best possible net
-t = torch.arange(1, 1001).repeat_interleave(64)  # (64000,), each t 64 times
-x, eps = MU + STD * torch.randn(64, 2), torch.randn(64, 2)  # 64 pairs for all t: smooth curves
-xt = A[t] * x.repeat(1000, 1) + S[t] * eps.repeat(1000, 1)  # (64000, 2)
-# On average |eps - eps_hat|^2 = |eps - best_eps|^2 + |best_eps - eps_hat|^2, and the last is lost:
-best_eps = exact_means(xt, A[t], S[t])[1]  # the mean of eps given xt: hence no mixed term above
-best_mean = step_mean(xt, best_eps, t)  # w |best_eps - eps_hat|^2 = |mean - best_mean|^2 / (2 beta)
+t = torch.arange(1, 1001).repeat_interleave(64)  # (64000,): 1 1 ... 1 2 2 ... 2, each 64 times
+x, eps = MU + STD * torch.randn(64, 2), torch.randn(64, 2)  # a pair for each mu
+x, eps = x.repeat(1000, 1), eps.repeat(1000, 1)  # (64000, 2), the same 64 pairs at every t
+xt = A[t] * x + S[t] * eps
+# |eps - eps_hat|^2 is on average |eps - best|^2 + |best - eps_hat|^2 (no mixed term: best is the
+# mean of eps). w times the last is what a net loses, or |best mean - mean of p|^2 / (2 beta).
+best_mean = step_mean(xt, best_eps(xt, A[t], S[t]), t)
+lost, total = {}, {}  # by net: nats at each t, and at all t together
 for name, model_mean in models.items():
     excess = (model_mean(xt, t) - best_mean).square().sum(1) / (2 * BETA[t, 0])  # (64000,) nats
     lost[name] = excess.view(1000, 64).mean(1)  # (1000,)
@@ -131,7 +130,8 @@ def draw(name, ax=right):
     ax.clear()
     ax.plot(*two_moons(400).T, ".", color="0.7", ms=3)
     ax.plot(*xt.T, ".", color="tab:blue" if total[name] < 1 else "tab:red", ms=3)
-    ax.set(title=f"net for {name} (grey: data)", aspect="equal", xlim=(-3, 3), ylim=(-3, 3))
+    ax.set(title=f"net for {name}: {total[name]:.1f} nats lost\ngrey: data; red: over 1 lost")
+    ax.set(aspect="equal", xlim=(-3, 3), ylim=(-3, 3))
     fig.canvas.draw_idle()
 draw(args.target, left)
 draw("mean")  # until the radio button is used

@@ -3,19 +3,17 @@
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
 """10 Why discrete? Cut into tokens, text, sound and pictures are all written by one kind of net.
-A token is an integer that stands for a piece of data. The text "Why?" is the bytes 87 104 121 63,
-a sound is a list of levels, a picture is a list of patches (here a patch is a row of 16 pixels).
-A net that answers with tokens gives each of them a probability: it can say "this row or that row".
-A net that answers in pixels, to keep the squared error small, gives the mean of all that may come:
-a grey that looks like none of them. Tokens drawn in one call of the net do not know of each other,
-so they may not fit. Therefore a picture takes several calls, which see the tokens kept before:
+A token is an integer that stands for a piece of data. The text "Why?" is the bytes 87 104 121 63, a
+sound is a list of levels, a picture is a list of patches, here its 16 rows. A net that answers with
+tokens gives each a probability: "this row or that row". A net that answers in pixels gives the mean
+of all that may come (least squared error), a grey like none of them. Tokens drawn in one call do
+not know of each other and may not fit. So a picture takes several calls, and each sees those kept:
     p(a, b, c) = p(a) p(b | a) p(c | a, b)    (chain rule, for tokens a, b, c in any order)
 In each call ONE net guesses all hidden tokens. Four methods differ in which guesses they keep:
     AR (autoregressive): the next row       hybrid: the next row, and at last all the rest
-    MaskGIT: those the net is surest of     diffusion: some at random places
-C1 AR, in 16 calls, ends over ten times as near to one of the 40 real pictures as their mean does.
-C2 100 draws of AR, or of the hybrid in half the calls, hold over 18 of the 40. (If all were equally
-   likely, 100 draws would miss each with chance (39/40)^100 = .08 and hold 37.)
+    MaskGIT: those the net is surest of     diffusion: at random places, as its noise hides them
+C1 AR, in 16 calls, comes ten times as close to one of 40 real pictures, in pixels, as their mean.
+C2 100 draws of AR, or the hybrid in half the calls, show over half of the 37 that fair draws show.
 C3 In 8 calls MaskGIT draws more real pictures than diffusion, C4 but fewer different ones than AR.
 RUN    python 10_discrete.py             (9 seconds; sliders: calls, temperature)
 BREAK  python 10_discrete.py --calls 1   tokens of one call do not fit together: C2 and C3 fail
@@ -50,30 +48,32 @@ PICTURES = torch.stack([draw_digit(d, font) for d in "0123456789" for font in FO
 
 ROWS, tokens = PICTURES.view(-1, 16).unique(dim=0, return_inverse=True)  # (88, 16), (640,)
 tokens = tokens.view(40, 16)  # each row as its place in ROWS: ROWS[tokens] is PICTURES
-MASK = len(ROWS)  # 88, the next number, stands for a hidden token
+V = len(ROWS)  # 88 kinds of token
+MASK = V  # the next number stands for a hidden token
 
-# --- train: hide tokens with probability t / T; the net is not told t, it sees which are hidden
-def train_unmask(tokens, iters, T=64):
-    """Learn to guess hidden tokens of rows (n, N). Returns the net: xt to logits (B, N, MASK)."""
+# --- train
+def train_unmask(tokens, iters):
+    """Learn to guess hidden tokens of rows (n, N). Returns a net: xt (B, N) to logits (B, N, V)."""
     N = tokens.shape[1]
-    net = nn.Sequential(nn.Embedding(MASK + 1, 16), nn.Flatten(), nn.Linear(N * 16, 256), nn.SiLU(),
-                        nn.Linear(256, N * MASK), nn.Unflatten(1, (N, MASK)))
+    net = nn.Sequential(
+        nn.Embedding(V + 1, 16), nn.Flatten(),  # (B, N, 16), then (B, 16 N)
+        nn.Linear(16 * N, 256), nn.SiLU(), nn.Linear(256, N * V), nn.Unflatten(1, (N, V)))
     optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95))  # torch's .999 is worse here
+    t = torch.arange(1, 65)[:, None] / 64  # (64, 1), of each of 64 pictures the share t is hidden
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = 0.006 * (1 - i / iters)  # large steps first, then small
-        x = tokens[torch.randint(len(tokens), (T,))]  # (T, N)
-        t = torch.arange(1, T + 1)[:, None]  # (T, 1), one row for each time
-        hidden = torch.rand(T, N) < t / T
+        x = tokens[torch.randint(len(tokens), (64,))]  # (64, N)
+        hidden = torch.rand(64, N) < t
         xt = torch.where(hidden, MASK, x)
-        nats = nn.functional.cross_entropy(net(xt).transpose(1, 2), x, reduction="none")  # (T, N)
-        # Back from t to t - 1, a MASK is revealed with chance (1 / T) / (t / T) = 1 / t. So the sum
-        # is what it costs on average, in nats, to guess all tokens of a picture on its way back.
-        loss = (nats * hidden / t).sum()
+        nats = nn.functional.cross_entropy(net(xt).transpose(1, 2), x, reduction="none")  # (64, N)
+        # As if all N tokens were hidden: their sum is divided by the share t. On average over t it
+        # is the cost of guessing them one by one in a random order, so at least log 40.
+        loss = (nats * hidden / t).sum(1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if (i + 1) % max(1, iters // 8) == 0:
-            print(f"iter {i + 1:5d}  loss {loss:.2f} nats (to tell one of 40: log 40 = 3.69)")
+            print(f"iter {i + 1:5d}  loss {loss:.2f} nats a picture (at least log 40 = 3.69)")
     return net.requires_grad_(False)
 net = train_unmask(tokens, args.iters)
 
@@ -88,8 +88,8 @@ def write(net, method, calls, temperature):
         rest = (xt[0] == MASK).sum().item()  # hidden tokens, as many in each of the 100 pictures
         keep = rest // left  # an equal share for each call: with 8 calls 2 2 2 2 2 2 2 2
         if method == "MaskGIT":
-            # Guesses that many pictures share score high and often fit together (C3). A rare guess
-            # is not kept but drawn anew, often as a common one, so fewer pictures occur (C4).
+            # A guess of probability near 1 hardly depends on the others, so such guesses fit (C3).
+            # A token that few pictures have ranks low: drawn anew until it is a common one (C4).
             score = p.log_prob(guess)
         elif method == "diffusion":
             score = torch.rand(100, 16)  # any place can score high
@@ -108,18 +108,19 @@ def pixels_apart(pictures):
 
 mean = PICTURES.mean(0, keepdim=True)  # (1, 16, 16), in pixels the answer of least squared error
 wrong_mean = pixels_apart(mean).min().item()  # from the mean to the nearest of the 40
-torch.manual_seed(args.seed)  # draw sets the same seed, so that the figure shows these pictures
+torch.manual_seed(args.seed)  # as in draw below, so that the figure shows these pictures
 apart = {m: pixels_apart(write(net, m, args.calls, 1)) for m in METHODS}  # each (100, 40)
 wrong = apart["AR"].min(1).values.mean().item()  # C1, the average of 100 pictures
 real = {m: (apart[m] == 0).any(1).sum().item() for m in METHODS}  # C3: of 100, so many are real
-kinds = {m: (apart[m] == 0).any(0).sum().item() for m in METHODS}  # C2, C4: of 40, so many occur
+# 100 fair draws miss each of the 40 with probability (39/40)^100 = .08, so they show 37 of them.
+kinds = {m: (apart[m] == 0).any(0).sum().item() for m in METHODS}  # C2, C4
 
 # --- figure
 fig, axes = plt.subplots(5, figsize=(12, 5), gridspec_kw=dict(left=0.02, right=0.98, top=0.94))
 calls = plt.Slider(plt.axes([0.2, 0.02, 0.2, 0.04]), "calls", 1, 16, valinit=args.calls, valstep=1)
 heat = plt.Slider(plt.axes([0.6, 0.02, 0.2, 0.04]), "temperature", 0, 2, valinit=1)
-axes[0].imshow(torch.cat([*PICTURES[::2][:19], mean[0]], 1), "Greys")  # two fonts of each digit
-axes[0].set(title="grey: 19 of the 40 real pictures, then the mean of all 40", xticks=[], yticks=[])
+axes[0].imshow(torch.cat([*PICTURES[0:38:2], mean[0]], 1), "Greys")  # every second of them, 19
+axes[0].set(title="19 of the 40 real pictures, then the mean of all 40", xticks=[], yticks=[])
 
 def draw(_):
     torch.manual_seed(args.seed)  # the pictures that were measured, until a slider moves
@@ -129,22 +130,21 @@ def draw(_):
         sign = torch.where(same.any(1), 1, -1)[:, None, None]  # (100, 1, 1), -1 is red
         ax.clear()
         ax.imshow(torch.cat(list(sign * pictures)[:20], 1), "RdBu", vmin=-1, vmax=1)
-        ax.set(title=f"{method}, {n} calls: {same.any(1).sum()} of 100 real (others red), "
-               f"{same.any(0).sum()} of the 40 occur (equally likely: 37)", xticks=[], yticks=[])
+        ax.set(title=f"{method}, {n} calls: {same.any(1).sum()} of 100 are real (others red), "
+               f"{same.any(0).sum()} different ones of the 40", xticks=[], yticks=[])
 draw(None)
 calls.on_changed(draw)
 heat.on_changed(draw)
 fig.savefig("10_discrete.png", dpi=120)
 
-# --- claims
+# --- claims (C3's counts, out of 100, differ by chance with a standard deviation of 7 at most)
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
 claim("C1", f"wrong pixels, AR (mean: {wrong_mean:.1f})", wrong, "<", wrong_mean / 10)
-claim("C2", "occur, AR or hybrid (equally likely: 37)", min(kinds["AR"], kinds["hybrid"]), ">", 18)
-# The standard deviation of a count of 100 is 5 at most, of a difference of two 7: 15 is twice that.
+claim("C2", "different ones, AR or hybrid (of 37)", min(kinds["AR"], kinds["hybrid"]), ">", 37 / 2)
 claim("C3", "real, MaskGIT minus diffusion", real["MaskGIT"] - real["diffusion"], ">", 15)
-claim("C4", "occur, AR minus MaskGIT", kinds["AR"] - kinds["MaskGIT"], ">", 0)
+claim("C4", "different ones, AR minus MaskGIT", kinds["AR"] - kinds["MaskGIT"], ">", 0)
 print("figure: 10_discrete.png")
 if plt.get_backend().lower() != "agg":  # no window without a display
     plt.show()

@@ -4,18 +4,16 @@
 # ///
 """12 Masked and discrete diffusion: draw the 64 tokens of a picture in ten calls of a net.
 A codebook (lesson 11) turns a picture into tokens: each 2 x 2 patch becomes the number of the code
-nearest to it. D3PM is DDPM for tokens: its noise turns one token after the other into MASK, for
-good, so that at time t of T each token is MASK with probability t / T. Therefore, on the way back,
-    p(MASK at t - 1, given MASK at t) = ((t - 1) / T) / (t / T) = 1 - 1 / t    (Bayes' rule)
-so each MASK becomes a token again with probability 1 / t. A net, trained to guess hidden tokens
-from visible ones, says which token. One step back takes one call of the net and is a round. The
-tokens of one round are drawn independently, so they can contradict each other: where a 3 and a 7
-are both possible, one may become a piece of the 3 and its neighbour a piece of the 7. With more
-rounds, fewer are drawn at once. MaskGIT asks the same net, but keeps in each round only the K
-guesses that the net is surest of. A guess of probability near 1 hardly depends on its neighbours,
-so sure guesses fit together. But a guess that many pictures share is surer than a rare one. The
-common guess is kept, the rare one is thrown away, and the next guesses follow the common one. So a
-few pictures come again and again. Noise, added to the sureness, gives rare guesses a chance.
+nearest to it. D3PM is DDPM for tokens: its noise turns more and more tokens into MASK, for good, so
+that at time t of T each is MASK with probability t / T. In a step back to t - 1, the share 1 / T of
+all tokens must return, out of the share t / T. So each MASK returns with probability 1 / t. A net,
+trained to guess hidden tokens from visible ones, says as which. A step back calls the net once: a
+round. The tokens of one round are drawn independently, so they can contradict each other: if a 3
+and a 7 are both possible, one may be a piece of the 3 and its neighbour a piece of the 7. With more
+rounds, fewer are drawn at once. MaskGIT draws a guess for every hidden token, but keeps only the K
+guesses that the net finds most probable. If one is nearly certain, it hardly depends on the others,
+so such guesses fit together. But variety is lost: a token that 2 of 10 pictures have ranks low. It
+is hidden and drawn again, until it is the common one. Noise, added to log p, helps.
 C1 Ten rounds of MaskGIT leave less than a tenth of the wrong tokens that one round leaves.
 C2 With noise in the choice, MaskGIT draws most of the 40 pictures, not always the same few.
 RUN    python 12_maskgit.py                         (7 seconds; slider: noise)
@@ -52,41 +50,43 @@ def draw_digit(digit, font):
 PICTURES = torch.stack([draw_digit(d, font) for d in "0123456789" for font in FONTS])  # (40,16,16)
 
 patches = nn.functional.unfold(PICTURES[:, None], 2, stride=2).mT  # (40, 64, 4): patches of 2 x 2
-codes = patches.flatten(0, 1).unique(dim=0)[::55][:16]  # (16, 4): every 55th of about 900, sorted
+different = patches.flatten(0, 1).unique(dim=0)  # (about 900, 4), sorted
+codes = different[::55][:16]  # (16, 4), a first guess: spread over all of them
 for i in range(20):  # k-means (lesson 11): after 14 rounds nothing changes any more
-    tokens = torch.cdist(patches, codes).argmin(2)  # (40, 64), numbers 0 .. 15
-    codes = torch.stack([patches[tokens == k].mean(0) for k in range(16)])  # means of their patches
-MASK = 16  # the next number stands for a hidden token
+    tokens = torch.cdist(patches, codes).argmin(2)  # (40, 64), the nearest code's number, 0 .. 15
+    codes = torch.stack([patches[tokens == k].mean(0) for k in range(16)])  # mean of its patches
+V = 16  # kinds of token
+MASK = V  # the next number stands for a hidden token
 
 # --- network and train
-def train_unmask(tokens, iters, T=64):
-    """Learn to guess hidden tokens of rows (n, N). Returns the net: xt to logits (B, N, MASK)."""
+def train_unmask(tokens, iters):
+    """Learn to guess hidden tokens of rows (n, N). Returns a net: xt (B, N) to logits (B, N, V)."""
     N = tokens.shape[1]
-    net = nn.Sequential(nn.Embedding(MASK + 1, 16), nn.Flatten(), nn.Linear(N * 16, 256), nn.SiLU(),
-                        nn.Linear(256, N * MASK), nn.Unflatten(1, (N, MASK)))
+    net = nn.Sequential(
+        nn.Embedding(V + 1, 16), nn.Flatten(),  # (B, N, 16), then (B, 16 N)
+        nn.Linear(16 * N, 256), nn.SiLU(), nn.Linear(256, N * V), nn.Unflatten(1, (N, V)))
     optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95))  # torch's .999 is worse here
+    t = torch.arange(1, 65)[:, None] / 64  # (64, 1), of each of 64 pictures the share t is hidden
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = 0.006 * (1 - i / iters)  # large steps first, then small
-        x = tokens[torch.randint(len(tokens), (T,))]  # (T, N)
-        t = torch.arange(1, T + 1)[:, None]  # (T, 1), one row for each time
-        hidden = torch.rand(T, N) < t / T
+        x = tokens[torch.randint(len(tokens), (64,))]  # (64, N)
+        hidden = torch.rand(64, N) < t
         xt = torch.where(hidden, MASK, x)
-        nats = nn.functional.cross_entropy(net(xt).transpose(1, 2), x, reduction="none")  # (T, N)
-        # Back from t to t - 1, a MASK is revealed with chance (1 / T) / (t / T) = 1 / t. So the sum
-        # is what it costs on average, in nats, to guess all tokens of a picture on its way back.
-        loss = (nats * hidden / t).sum()
+        nats = nn.functional.cross_entropy(net(xt).transpose(1, 2), x, reduction="none")  # (64, N)
+        # As if all N tokens were hidden: their sum is divided by the share t. On average over t it
+        # is the cost of guessing them one by one in a random order, so at least log 40.
+        loss = (nats * hidden / t).sum(1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if (i + 1) % max(1, iters // 8) == 0:
-            print(f"iter {i + 1:5d}  loss {loss:.2f} nats (to tell one of 40: log 40 = 3.69)")
+            print(f"iter {i + 1:5d}  loss {loss:.2f} nats a picture (at least log 40 = 3.69)")
     return net.requires_grad_(False)
 net = train_unmask(tokens, args.iters)
 
 # --- sample
-def d3pm(net, xt, rounds):
-    """Draw the hidden tokens of rows xt (B, N), with T = rounds. In training T was 64, but the net
-    needs no t or T: which tokens are hidden does not depend on their values, so xt tells it all."""
+def d3pm(net, xt, rounds):  # here T is rounds; the net sees how much is hidden, so it needs no t
+    """Draw the hidden tokens of rows xt (B, N): whole rows (B, N)."""
     for t in range(rounds, 0, -1):
         guess = torch.distributions.Categorical(logits=net(xt)).sample()  # (B, N)
         back = (xt == MASK) & (torch.rand(xt.shape) < 1 / t)
@@ -98,10 +98,9 @@ def maskgit(net, xt, rounds, noise):
     for t in range(rounds, 0, -1):
         p = torch.distributions.Categorical(logits=net(xt))
         guess = p.sample()  # (B, N)
-        # The K largest of log p + Gumbel noise are K places drawn with chances in proportion to p
-        # (the Gumbel top-k trick). Less noise favours sure places, and no noise takes the K surest.
-        gumbel = -torch.empty(xt.shape).exponential_().log()  # -log of exponential noise is Gumbel
-        sure = p.log_prob(guess) + noise * (t - 1) / rounds * gumbel  # less and less noise
+        gumbel = -torch.empty(xt.shape).exponential_().log()  # the largest log p + this: odds p
+        fade = (t - 1) / rounds  # noise varies what is begun; in the last rounds only fit counts
+        sure = p.log_prob(guess) + noise * fade * gumbel  # (B, N)
         K = int((xt[0] == MASK).sum()) // t  # 64 tokens in 10 rounds: 6 6 6 6 6 6 7 7 7 7
         place = sure.masked_fill(xt != MASK, -torch.inf).topk(K).indices  # (B, K), none is visible
         xt = xt.scatter(1, place, guess.gather(1, place))  # write the guesses at these places
@@ -119,10 +118,11 @@ near, wrong = compare(maskgit(net, blank, args.rounds, args.noise), tokens)  # C
 # --- figure
 fig, axes = plt.subplots(5, 3, figsize=(12, 6), gridspec_kw={"left": 0, "right": 1, "wspace": 0.1})
 slider = plt.Slider(plt.axes([0.72, 0.03, 0.22, 0.03]), "noise", 0, 5, valinit=args.noise)
-fig.text(0.02, 0.03, "50 are drawn, 6 shown: wrong tokens of 64 (red), different pictures of 40")
+fig.text(0.02, 0.03, "6 of 50 draws; wrong tokens of 64 (red); different pictures (fair draws: 29)")
 def paint(ax, rounds, x, tokens, codes):  # six of the rows x (B, 64); wrong tokens are red
     near, wrong = compare(x, tokens)
-    ink = codes[x] * torch.where(x == tokens[near], 1, -1)[:, :, None]  # (B, 64, 4), below 0: red
+    sign = torch.where(x == tokens[near], 1, -1)  # (B, 64), -1 is painted red
+    ink = codes[x] * sign[:, :, None]  # (B, 64, 4)
     pictures = nn.functional.fold(ink[:6].mT, (16, 16), 2, stride=2)  # undo unfold: (6, 1, 16, 16)
     ax.clear()
     ax.imshow(torch.cat(list(pictures[:, 0]), 1), "RdBu", vmin=-1, vmax=1)  # (16, 96)

@@ -322,7 +322,7 @@ def test_where_data_are_continuous_64_codes_lose_what_a_flow_keeps(lesson):
 def state(ns):
     rows = []
     for ax in ns.axes[1:]:
-        words = re.match(r"(\w+), \d+ calls: (\d+) of 100 real .*, (\d+) of the 40 occur", ax.get_title()).groups()
+        words = re.match(r"(\w+), \d+ calls: (\d+) of 100 are real .*, (\d+) different ones", ax.get_title()).groups()
         rows.append((words[0], int(words[1]), int(words[2])))
     return rows
 
