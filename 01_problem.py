@@ -94,7 +94,7 @@ path = train_mean_velocity(1, args.iters)  # all t; no loss gets to 0, as lines 
 def energy_distance(x, y):
     """How much farther two clouds (n, 2) are from each other than from themselves: 0 if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
-    return distance.item() if x.abs().max() < 1e3 else float("inf")  # diverged: rounding would lie
+    return distance.item() if x.abs().max() < 1e3 else float("inf")  # else x has diverged
 # In d dimensions the data are d / 2 independent points of the moons, so their weights multiply.
 side = torch.arange(-3.5, 3.5, 0.02)
 grid = torch.cartesian_prod(side, side)  # cells of .02 x .02: a sum over them is an integral

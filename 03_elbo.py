@@ -11,8 +11,8 @@ all walks that end in x, but q draws walks that start there:
     -log p(x) <= mean of log(q(walk) / p(walk and x))        (-log of a mean <= mean of -log)
 Minus the right side is called the evidence lower bound, ELBO. The net is in the steps of p alone:
     -log p(x_(t-1) | x_t) = |x_(t-1) - mean of p|^2 / (2 beta) + constant,  one for each t
-Here q drew x_(t-1). If x_t and x are known, this is Gaussian around a mean of q. The mean of a
-square is the variance plus the square of the mean, so the right side is the sum over t of
+Here q drew x_(t-1). Given x_t and x it is Gaussian: q has a mean of the step back, too. The mean of
+a square is a variance plus the square of the mean, so the right side is the sum over t of
     |mean of q - mean of p|^2 / (2 beta) + constant = w |eps - eps_hat|^2 + constant  (see method)
 A net that finds the noise makes the bound small. DDPM's L_simple drops w: all t weigh the same.
 C1 A net trained by L_simple is within a nat (the unit of natural logs) of the best possible bound.
@@ -49,9 +49,9 @@ def two_moons(n):
 BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])[:, None]  # t = 0 .. 1000
 A = (1 - BETA).cumprod(0).sqrt()  # (1001, 1), as all three; xt = A[t] x + S[t] eps
 S = (1 - A**2).sqrt()
-# q's step from xu, u = t - 1, is xt = sqrt(1 - beta) xu + sqrt(beta) z. If x is known, so is s eps,
-# the noise in xt, the sum of sqrt(beta) z and noise in xu. In a known sum of independent Gaussians
-# of mean 0, each is on average its share of the variance: sqrt(beta) z is beta / s^2 of s eps. So
+# A step of q is xt = sqrt(1 - beta) xu + sqrt(beta) z, u = t - 1. Given xt and x we know s eps: the
+# noise of xu times sqrt(1 - beta), plus sqrt(beta) z. In a known sum of independent Gaussians of
+# mean 0, each is on average its share of the variance: sqrt(beta) z is beta / s^2 of s eps, so xu:
 def step_mean(xt, noise, t):  # the mean of q for noise eps, the mean of p for eps_hat; t is (B,)
     return (xt - BETA[t] / S[t] * noise) / (1 - BETA[t]).sqrt()
 # The means differ by beta (eps - eps_hat) / (s sqrt(1 - beta)). The square divided by 2 beta has
@@ -63,8 +63,8 @@ def walk_back(model_mean, xt):  # p's walk from noise xt (n, 2) to samples (n, 2
     return xt
 
 # --- train. Why C3: an error e of eps costs w |e|^2, which is |e|^2 / 2 nats at t = 1, later less.
-# One of the mean costs |e|^2 / (2 beta), from 5000 |e|^2 at t = 1 to 25 |e|^2 at t = 1000. At t = 1
-# the mean of q is x, so one of x costs as much; later it costs less and less.
+# One of the mean costs |e|^2 / (2 beta), 5000 |e|^2 at t = 1, 25 |e|^2 at t = 1000. One of x costs
+# as much at t = 1, and is large there: training cares most for those t where x is hardly known.
 def train_target(target, odds, iters, seed):  # to draw t by odds w is to weigh the loss by w
     torch.manual_seed(seed)  # the same seed for every net
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),

@@ -104,7 +104,7 @@ eps_net = train_eps(abar, args.iters)
 def energy_distance(x, y):
     """How much farther two clouds (n, 2) are from each other than from themselves: 0 if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
-    return distance.item() if x.abs().max() < 1e3 else float("inf")  # diverged: rounding would lie
+    return distance.item() if x.abs().max() < 1e3 else float("inf")  # else x has diverged
 
 def mean_distance(eps_net, abar, n_steps, var):
     """Mean energy distance of three draws to data. Real data: 0 +- .001 (standard deviation)."""

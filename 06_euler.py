@@ -6,12 +6,12 @@
 Join noise eps (t = 0) and data x (t = 1) by a line, xt = t x + (1 - t) eps. A point on it moves
 with x - eps. Many lines cross, so a net that learns this velocity by squared error learns their
 mean, v(xt, t) = E[x - eps | xt]. Their variance is the loss that stays. The mean is enough: how
-many points a small cell holds changes only by points that cross its walls, and how many cross
-depends only on how many are there and their mean velocity. So noise that follows dx/dt = v(x, t) is
-spread like the lines at all t, and ends as data. As t grows, xt tells more of where its line ends,
-so v turns, and a few steps miss. Reflow trains a second net on pairs, each eps and the x that v
-carries it to. Paths along v never meet. Lines between their ends may, but few do, as the small loss
-shows. So v is nearly that of one line, the same at all t, and one step will do.
+many points a small cell holds changes only by the flow through its walls, and flow is density times
+mean velocity. So noise that follows dx/dt = v(x, t) has the density of the lines at all t, and ends
+as data. As t grows, xt tells more of where its line ends, so v turns, and too few steps miss.
+Reflow: carry each eps along v to some x, and train a second net on these pairs. Paths along v never
+meet, and the run shows that lines between their ends seldom do: the second loss is small. So the
+second velocity is nearly that of one line, the same at all t, and one step will do.
 C1 --steps Euler steps end closer to data than noise is. C2 ONE, after reflow, five times closer.
 RUN    python 06_euler.py --steps 5    (6 seconds; --data FILE learns points of your own)
 BREAK  python 06_euler.py --steps 1    at t = 0 v is E[x] - eps, so all go to E[x]: C1 fails
@@ -52,7 +52,7 @@ def read_points(path):  # (n, 2): two columns of a table, or the dark pixels of 
     assert path.endswith((".csv", ".tsv", ".txt")), "not .csv, .tsv, .txt, .npy, .png or .jpg"
     points = []
     for number, line in enumerate(open(path, encoding="utf-8-sig").read().strip().splitlines(), 1):
-        comma = "." if ";" in line or "\t" in line else " "  # decimal as in "1,5; 2,5", or between
+        comma = "." if ";" in line or "\t" in line else " "  # "1,5; 2,5" has decimal commas
         try:
             points.append([float(n) for n in line.replace(",", comma).replace(";", " ").split()])
         except ValueError:
@@ -102,15 +102,15 @@ def train_velocity(x, eps, iters):  # learns v(xt, t) of lines from eps[i] to x[
         optimizer.step()
     print(f"{iters} iterations, loss {loss:.4f}")
     return lambda xt, t: net(torch.cat([xt, torch.full_like(xt[:, :1], t)], 1)).detach()
-eps = torch.randn_like(x)  # one eps for each x: the second training needs pairs, so both take pairs
+eps = torch.randn_like(x)  # fixed pairs, as reflow needs; too many to learn each line by heart
 first = train_velocity(x, eps, args.iters)  # the loss ends at 1.4 (2, if the net answers 0)
-reached = solve(first, eps, 10, rk4)[-1]  # so fine that only what first has mislearned is wrong
+reached = solve(first, eps, 10, rk4)[-1]  # 10 steps of RK4 are as good as exact
 second = train_velocity(reached, eps, args.iters)  # reflow: the loss ends near 0
 
 def energy_distance(x, y):
     """How much farther two clouds (n, 2) are from each other than from themselves: 0 if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
-    return distance.item() if x.abs().max() < 1e3 else float("inf")  # diverged: rounding would lie
+    return distance.item() if x.abs().max() < 1e3 else float("inf")  # else x has diverged
 before = after = reflow = 0  # means of four draws; each is 0 +- .001 if both are data
 for _ in range(4):  # the figure shows the last
     noise, real = torch.randn(2500, 2), x[torch.randint(len(x), (2500,))]

@@ -97,7 +97,7 @@ def train_on_arc(iters):  # returns the net for find_noise, (B, 3) -> (B, 2)
 def energy_distance(x, y):
     """How much farther two clouds (n, 2) are from each other than from themselves: 0 if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
-    return distance.item() if x.abs().max() < 1e3 else float("inf")  # diverged: rounding would lie
+    return distance.item() if x.abs().max() < 1e3 else float("inf")  # else x has diverged
 def exact_score(xt, a, s):
     """Slope of log p(xt), (B, 2). It is (a mu - xt) / var, averaged over the 64 Gaussians."""
     var = (a * STD) ** 2 + s**2  # of xt around each a mu

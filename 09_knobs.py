@@ -106,7 +106,7 @@ def train_labelled(iters):
 def energy_distance(x, y):
     """How much farther two clouds (n, 2) are from each other than from themselves: 0 if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
-    return distance.item() if x.abs().max() < 1e3 else float("inf")  # diverged: rounding would lie
+    return distance.item() if x.abs().max() < 1e3 else float("inf")  # else x has diverged
 v = train_labelled(args.iters)
 noise = torch.randn(2500, 2)
 plain = guide(v, 1, UPPER, BLANK)

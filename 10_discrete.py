@@ -11,8 +11,8 @@ not know of each other and may not fit. So a picture takes several calls, and ea
     p(a, b, c) = p(a) p(b | a) p(c | a, b)    (chain rule, for tokens a, b, c in any order)
 In each call ONE net guesses all hidden tokens. Four methods differ in which guesses they keep:
     AR (autoregressive): the next row       hybrid: the next row, and at last all the rest
-    MaskGIT: those the net is surest of     diffusion: at random places, as its noise hides them
-C1 AR, in 16 calls, comes ten times as close to one of 40 real pictures, in pixels, as their mean.
+    MaskGIT: those the net is surest of     diffusion (its noise hides tokens): at random places
+C1 AR's pictures (16 calls) are ten times nearer to a real one than the mean of all 40 real ones is.
 C2 100 draws of AR, or the hybrid in half the calls, show over half of the 37 that fair draws show.
 C3 In 8 calls MaskGIT draws more real pictures than diffusion, C4 but fewer different ones than AR.
 RUN    python 10_discrete.py             (9 seconds; sliders: calls, temperature)
@@ -66,8 +66,8 @@ def train_unmask(tokens, iters):
         hidden = torch.rand(64, N) < t
         xt = torch.where(hidden, MASK, x)
         nats = nn.functional.cross_entropy(net(xt).transpose(1, 2), x, reduction="none")  # (64, N)
-        # As if all N tokens were hidden: their sum is divided by the share t. On average over t it
-        # is the cost of guessing them one by one in a random order, so at least log 40.
+        # Let t fall to 0, and reveal tokens one by one, at random: in a fall by 1 / 64, the share
+        # 1 / 64 / t of the hidden. So this is a picture's cost, when each token is guessed in turn.
         loss = (nats * hidden / t).sum(1).mean()
         optimizer.zero_grad()
         loss.backward()

@@ -12,8 +12,8 @@ round. The tokens of one round are drawn independently, so they can contradict e
 and a 7 are both possible, one may be a piece of the 3 and its neighbour a piece of the 7. With more
 rounds, fewer are drawn at once. MaskGIT draws a guess for every hidden token, but keeps only the K
 guesses that the net finds most probable. If one is nearly certain, it hardly depends on the others,
-so such guesses fit together. But variety is lost: a token that 2 of 10 pictures have ranks low. It
-is hidden and drawn again, until it is the common one. Noise, added to log p, helps.
+so such guesses fit together. But variety is lost: rare guesses get a low rank, so they stay hidden
+and are drawn again, mostly as common ones. Noise, added to log p, lets some of them win.
 C1 Ten rounds of MaskGIT leave less than a tenth of the wrong tokens that one round leaves.
 C2 With noise in the choice, MaskGIT draws most of the 40 pictures, not always the same few.
 RUN    python 12_maskgit.py                         (7 seconds; slider: noise)
@@ -73,8 +73,8 @@ def train_unmask(tokens, iters):
         hidden = torch.rand(64, N) < t
         xt = torch.where(hidden, MASK, x)
         nats = nn.functional.cross_entropy(net(xt).transpose(1, 2), x, reduction="none")  # (64, N)
-        # As if all N tokens were hidden: their sum is divided by the share t. On average over t it
-        # is the cost of guessing them one by one in a random order, so at least log 40.
+        # Let t fall to 0, and reveal tokens one by one, at random: in a fall by 1 / 64, the share
+        # 1 / 64 / t of the hidden. So this is a picture's cost, when each token is guessed in turn.
         loss = (nats * hidden / t).sum(1).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -98,7 +98,7 @@ def maskgit(net, xt, rounds, noise):
     for t in range(rounds, 0, -1):
         p = torch.distributions.Categorical(logits=net(xt))
         guess = p.sample()  # (B, N)
-        gumbel = -torch.empty(xt.shape).exponential_().log()  # the largest log p + this: odds p
+        gumbel = -torch.empty(xt.shape).exponential_().log()  # it picks places by odds p
         fade = (t - 1) / rounds  # noise varies what is begun; in the last rounds only fit counts
         sure = p.log_prob(guess) + noise * fade * gumbel  # (B, N)
         K = int((xt[0] == MASK).sum()) // t  # 64 tokens in 10 rounds: 6 6 6 6 6 6 7 7 7 7
