@@ -41,7 +41,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data: two moons. Why 2D first: here p_data is a formula, and every error can be seen
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), places on a half circle
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), scaled: |x|^2 is 2 on average, as in N(0, I)
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), divided by the data's std, which is 1 then
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -94,7 +94,7 @@ path = train_mean_velocity(1, args.iters)  # all t; no loss gets to 0, as lines 
 def energy_distance(x, y):
     """How much farther two clouds (n, 2) are from each other than from themselves: 0 if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
-    return distance.item() if x.abs().max() < 1e3 else float("inf")  # else x has diverged
+    return distance.item() if x.abs().max() < 1e3 else float("inf")  # far off, rounding spoils it
 # In d dimensions the data are d / 2 independent points of the moons, so their weights multiply.
 side = torch.arange(-3.5, 3.5, 0.02)
 grid = torch.cartesian_prod(side, side)  # cells of .02 x .02: a sum over them is an integral

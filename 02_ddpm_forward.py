@@ -39,7 +39,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), places on a half circle
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), scaled: |x|^2 is 2 on average, as in N(0, I)
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), divided by the data's std, which is 1 then
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -96,7 +96,7 @@ def best_eps(xt, a, s):
     var = (a * STD) ** 2 + s**2  # of xt - a mu = a (x - mu) + s eps, if x is from the place mu
     square = (xt[:, None] - a[:, None] * MU).square().sum(2)  # (B, 64, 2), summed to (B, 64)
     weight = (-square / (2 * var)).softmax(1)  # (B, 64), p(mu | xt): Bayes' rule for equal p(mu)
-    # Of xt - a mu, a sum of two independent Gaussians, s eps is on average the share s^2 / var.
+    # In a known sum of Gaussians, each is on average its share of the variance: s eps is s^2 / var.
     return s / var * (xt - a * (weight @ MU))
 
 beta, abar = schedule(args.T)

@@ -9,10 +9,10 @@ start as noise and move with v have this density at every t. Moving points never
 so where p rises, more points flow in than out. This is the continuity equation:
     dp/dt = -div(p v)
 It holds for the points that go to one x: at a place xt they all have eps = (xt - t x) / (1 - t) and
-one velocity, dxt/dt = x - eps. Densities and flows add up, so it holds for all points together with
+one velocity, dxt/dt = x - eps. Densities and flows add up. So it holds for all points, if p v is
     p v = sum over x of (density of points that go to x) (x - eps)
-Divided by p, this is a mean, v = E[x - eps | xt]. Noise that moves with v starts with this p, has
-the same equation and so keeps this p. On real data nobody knows v, but x - eps teaches it to a net:
+Divided by p, this is a mean, v = E[x - eps | xt]. Noise that moves with v has the same start and
+the same equation, and both settle the rest: this p. On real data, x - eps teaches v to a net:
     mean of |net - (x - eps)|^2 = |net - v|^2 + mean of |v - (x - eps)|^2
 (the mixed term is 0, since x - eps has mean v). The last term does not depend on the net.
 C1 The mean obeys the continuity equation at every place and time.
@@ -39,7 +39,7 @@ torch.set_default_dtype(torch.float64)  # 16 digits, so that C1's error is 0 or 
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), places on a half circle
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), scaled: |x|^2 is 2 on average, as in N(0, I)
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), divided by the data's std, which is 1 then
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -52,9 +52,9 @@ def exact_means(xt, a, s):
     square = (xt[:, None] - a[:, None] * MU).square().sum(2)  # (B, 64, 2), summed to (B, 64)
     weight = (-square / (2 * var)).softmax(1)  # (B, 64), p(mu | xt): Bayes' rule for equal p(mu)
     centre = weight @ MU  # (B, 2), the mean of mu
-    off = xt - a * centre  # (B, 2), the mean of a (x - mu) + s eps
-    # by variance, (a STD)^2 / var of it is a (x - mu), and s^2 / var is s eps; divide by a and s
-    return centre + a * STD**2 / var * off, s / var * off
+    rest = xt - a * centre  # (B, 2), the mean of a (x - mu) + s eps, a sum of independent Gaussians
+    # In a known sum of Gaussians, each is on average its share of the variance. Divide by a and s:
+    return centre + a * STD**2 / var * rest, s / var * rest
 
 def mean_target(xt, t, share=1):
     """E[x - share eps | xt], (B, 2): with share 1 it is v, the exact velocity."""
@@ -76,7 +76,7 @@ def continuity(v, xt, t):
     rise, = torch.autograd.grad(p.sum(), t, retain_graph=True)  # (B, 1)
     slope_0, = torch.autograd.grad(flow[:, 0].sum(), xt, retain_graph=True)  # (B, 2)
     slope_1, = torch.autograd.grad(flow[:, 1].sum(), xt)  # (B, 2), of the flow's second number
-    return rise[:, 0], -(slope_0[:, 0] + slope_1[:, 1])
+    return rise[:, 0], -(slope_0[:, 0] + slope_1[:, 1])  # div: each number along its own axis
 
 def carry(v, xt):
     """Follow v from noise xt (B, 2) to t = 1, in 50 steps so small that they do not show."""
@@ -119,7 +119,7 @@ off = (landed - carry(mean_target, eps)).norm(dim=1).mean()  # C2
 # --- figure
 fig, (flows, learned, wrong) = plt.subplots(1, 3, figsize=(13, 4.8))
 fig.subplots_adjust(left=0.05, right=0.99, bottom=0.2, top=0.93)
-slider = plt.Slider(plt.axes([0.3, 0.03, 0.4, 0.03]), "share", 0, 1, valinit=0)
+slider = plt.Slider(plt.axes([0.3, 0.03, 0.4, 0.03]), "share", 0, 1, valinit=0)  # 0: broken
 learned.plot(x[:, 0], x[:, 1], ".", color="0.7", ms=2)
 learned.plot(landed[:, 0], landed[:, 1], ".", color="tab:blue" if off < STD else "tab:red", ms=2)
 learned.set(title="the net carries noise to data (grey)", xlim=(-3, 3), ylim=(-3, 3))

@@ -3,16 +3,16 @@
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
 """06 Euler ODEs: from noise to data in a few steps along a learned velocity.
-Join noise eps (t = 0) and data x (t = 1) by a line, xt = t x + (1 - t) eps. A point on it moves
-with x - eps. Many lines cross, so a net that learns this velocity by squared error learns their
-mean, v(xt, t) = E[x - eps | xt]. Their variance is the loss that stays. The mean is enough: how
-many points a small cell holds changes only by the flow through its walls, and flow is density times
-mean velocity. So noise that follows dx/dt = v(x, t) has the density of the lines at all t, and ends
-as data. As t grows, xt tells more of where its line ends, so v turns, and too few steps miss.
-Reflow: carry each eps along v to some x, and train a second net on these pairs. Paths along v never
-meet, and the run shows that lines between their ends seldom do: the second loss is small. So the
-second velocity is nearly that of one line, the same at all t, and one step will do.
-C1 --steps Euler steps end closer to data than noise is. C2 ONE, after reflow, five times closer.
+Join noise eps (t = 0) and data x (t = 1) by a line, xt = t x + (1 - t) eps, with velocity x - eps.
+Many lines cross, so a net that learns it by squared error learns the mean, v = E[x - eps | xt].
+This is enough: the density p of the points xt changes only by their flow, which is p v, as lesson
+05 shows: dp/dt = -div(p v). Noise that moves with dx/dt = v(x, t) starts with this p and obeys the
+same equation, so it keeps this p and ends as data. But v turns. At t = 0 it points to the mean of
+all data, later to those where lines through xt end. So too few steps miss. Reflow: carry each eps
+along v to some x, and train a second net on these pairs. We see, but do not prove, that few of
+their lines cross: the loss, which cannot get below the variance of velocities at one place, falls
+to nearly 0. So the second v is nearly that of one line, the same at all t, and one step will do.
+C1 --steps Euler steps end closer to data than noise is, C2 ONE, after reflow, five times closer.
 RUN    python 06_euler.py --steps 5    (6 seconds; --data FILE learns points of your own)
 BREAK  python 06_euler.py --steps 1    at t = 0 v is E[x] - eps, so all go to E[x]: C1 fails
 PAPER  Liu et al. 2022, arXiv 2209.03003, equation 1 (the loss) and algorithm 1 (reflow)"""
@@ -37,7 +37,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data: two moons, or points of your own
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), places on a half circle
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), scaled: |x|^2 is 2 on average, as in N(0, I)
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), divided by the data's std, which is 1 then
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -102,15 +102,15 @@ def train_velocity(x, eps, iters):  # learns v(xt, t) of lines from eps[i] to x[
         optimizer.step()
     print(f"{iters} iterations, loss {loss:.4f}")
     return lambda xt, t: net(torch.cat([xt, torch.full_like(xt[:, :1], t)], 1)).detach()
-eps = torch.randn_like(x)  # fixed pairs, as reflow needs; too many to learn each line by heart
-first = train_velocity(x, eps, args.iters)  # the loss ends at 1.4 (2, if the net answers 0)
+eps = torch.randn_like(x)  # one for each x, because train_velocity takes pairs, as reflow needs
+first = train_velocity(x, eps, args.iters)  # the loss ends at 1.3 or 1.4: lines cross
 reached = solve(first, eps, 10, rk4)[-1]  # 10 steps of RK4 are as good as exact
 second = train_velocity(reached, eps, args.iters)  # reflow: the loss ends near 0
 
 def energy_distance(x, y):
     """How much farther two clouds (n, 2) are from each other than from themselves: 0 if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
-    return distance.item() if x.abs().max() < 1e3 else float("inf")  # else x has diverged
+    return distance.item() if x.abs().max() < 1e3 else float("inf")  # far off, rounding spoils it
 before = after = reflow = 0  # means of four draws; each is 0 +- .001 if both are data
 for _ in range(4):  # the figure shows the last
     noise, real = torch.randn(2500, 2), x[torch.randint(len(x), (2500,))]
@@ -132,7 +132,7 @@ def draw(n_steps):
         ax.clear()
         ax.plot(*real.T, ".", color="0.7", ms=2)
         ax.plot(*path[-1].T, ".", color="tab:blue" if distance < before else "tab:red", ms=2)
-        ax.plot(path[:, :40, 0], path[:, :40, 1], "k.-", lw=0.5, ms=4, markevery=[0])  # dot: start
+        ax.plot(path[:, :40, 0], path[:, :40, 1], "k.-", lw=0.5, ms=4, markevery=[0])  # 40 columns
         ax.set(title=f"{name} ({n * calls} calls of v): {max(distance, 0):.3f} from data", aspect=1)
 draw(args.steps)
 slider.on_changed(lambda n: draw(int(n)))  # the slider gives a float

@@ -10,12 +10,12 @@ digit in the goal. The net writes b words, its thoughts, then the goal, then the
 names a cell. With k = 3, b = 2, start 4, thoughts 7 and 2, and goal 0, this is
     input    A   B   4   7   2   0        cells 0 ... 8
     output           7   2   0   unused   the picture
-The net is one layer of attention, called once for each word. The input 4 asks for the digit in cell
-4 of A. The answer, 7, comes out. Questions are made from what goes in, so this call cannot ask
-about 7. In the next call 7 goes in, and asks. So each call is a hop, and b thoughts and the goal
-make b + 1 hops. The last call draws: each cell asks for A's digit, B's digit and the goal at once,
-as none of these needs another's answer. We tell the net k and b. Without thoughts it has to guess a
-goal over one hop away: at best, one of the 7 cells that are neither the start nor the next.
+The net, one layer of attention and an MLP, is called once for each word. The input 4 queries cell 4
+of A, and 7 comes out. Queries are made from what goes in, so this call cannot query cell 7. In the
+next call 7 goes in, and does. So each call is a hop, and b thoughts and the goal make b + 1 hops.
+The last call draws: each cell queries A, B and the goal, and needs no answer first. We tell the net
+how many hops away a word's output is, so one call could try several. It does not learn to: it
+guesses. A good guess is one of the 7 cells that are neither the start nor the next: 1/7 is right.
 C1 With k - 1 thoughts, 1 to 5 hops end in the right picture. (--thoughts is an upper limit.)
 C2 Without thoughts, after 2 to 5 hops the picture is right no more often than by such a guess.
 C3 The net follows a wrong thought. This is expected: it was trained to hop on from the last word.
@@ -49,7 +49,7 @@ def edit(A, B, goal):  # the right picture (n, 9): A with B's digit in one cell,
     return A.scatter(1, goal, B.gather(1, goal))
 
 # --- network: an input is a sum of learned vectors
-IN_A, IN_B, DRAW = 6, 7, 8  # roles; a word's role, 0 to 5, is the number of hops to its output
+IN_A, IN_B, DRAW = 6, 7, 8  # roles; a word's is how many hops away its output is, 0 to 5
 class Thinker(nn.Module):
     def __init__(self, width=64):
         super().__init__()
@@ -61,9 +61,9 @@ class Thinker(nn.Module):
         S = words.shape[1]
         in_A = self.digit[A] + self.cell + self.role[IN_A]  # (n, 9, C), where C is the width
         in_B = self.digit[B] + self.cell + self.role[IN_B]  # (n, 9, C)
-        roles = [1] * b + [k - b, 0]  # for k = 3 hops: 1 1 1 0 if b = 2, but 1 2 0 if b = 1
+        roles = [1] * b + [k - b, 0]  # of start, thoughts, goal: 1 1 1 0, if k = 3 and b = 2
         said = self.cell[words] + self.role[roles[:S]]  # (n, S, C)
-        draw = (self.cell + self.role[DRAW]).expand(len(A), 9, -1)  # (n, 9, C): ask for A, B, goal
+        draw = (self.cell + self.role[DRAW]).expand(len(A), 9, -1)  # (n, 9, C): query A, B, goal
         mask = nn.Transformer.generate_square_subsequent_mask(27 + S)  # hides later inputs
         h = self.layer(torch.cat([in_A, in_B, said, draw], 1), mask)  # (n, 9 + 9 + S + 9, C)
         return self.head(h[:, 18:-9]), self.head(h[:, -9:])  # words (n, S, 9), picture (n, 9, 9)
@@ -97,21 +97,21 @@ def answer(net, A, B, words, k, b):  # from S words to all words (n, b + 2) and 
         words = torch.cat([words, next_words[:, -1:].argmax(2)], 1)  # the one after the last
     return words, net(A, B, words, k, b)[1].argmax(2)
 A, B, path = make_tasks(500)
-right = torch.zeros(5, 6)  # right[b, k], with b thoughts after k hops: C1, C2
+right = torch.zeros(5, 5)  # right[b, k - 1], with b thoughts after k hops: C1, C2
 for b in range(5):
     for k in range(1, 6):
         _, picture = answer(net, A, B, path[:, :1], k, min(b, k - 1))  # k - 1 thoughts are enough
-        right[b, k] = (picture == edit(A, B, path[:, [k]])).all(1).float().mean()
+        right[b, k - 1] = (picture == edit(A, B, path[:, [k]])).all(1).float().mean()
 misled = path[:, [0, 1, 4]]  # start, a right thought, and a wrong one: place 4 on the path, not 2
-_, picture = answer(net, A, B, misled, k=5, b=4)
-follows = (picture == edit(A, B, path[:, [7]])).all(1).float().mean()  # C3: then places 5, 6, 7
+_, picture = answer(net, A, B, misled, k=5, b=4)  # thoughts 3, 4 and the goal: places 5, 6, 7?
+follows = (picture == edit(A, B, path[:, [7]])).all(1).float().mean()  # C3; the true goal is 5
 
 # --- figure: the boards show the first of the tasks
 fig, axes = plt.subplots(1, 4, figsize=(12, 4), gridspec_kw=dict(left=0.04, right=0.99, bottom=0.2))
-axes[0].imshow(right, "Blues", vmin=0, alpha=0.5)
+axes[0].imshow(right, "Blues", vmin=0, alpha=0.5, extent=(0.5, 5.5, 4.5, -0.5))
 for i, share in enumerate(right.flatten()):
-    axes[0].text(i % 6, i // 6, f"{share:.2f}", ha="center", va="center")
-axes[0].set(title="share of right pictures", xlabel="hops", ylabel="thoughts", xlim=(0.5, 5.5))
+    axes[0].text(i % 5 + 1, i // 5, f"{share:.2f}", ha="center", va="center")
+axes[0].set(title="share of right pictures", xlabel="hops", ylabel="thoughts")
 hops = plt.Slider(plt.axes([0.1, 0, 0.2, 0.1]), "hops", 1, 5, valinit=5, valstep=1)
 think = plt.Slider(plt.axes([0.4, 0, 0.2, 0.1]), "thoughts", 0, 4, valinit=args.thoughts, valstep=1)
 wrong = plt.Slider(plt.axes([0.8, 0, 0.1, 0.1]), "thought 2 wrong", 0, 1, valinit=0, valstep=1)
@@ -142,8 +142,8 @@ fig.savefig("14_reasoning_gen.png", dpi=120)
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
-claim("C1", "right with --thoughts, worst of 1 to 5", right[args.thoughts, 1:].min(), ">", 0.95)
-claim("C2", "right without, best of 2 to 5 (guess: .14 +- .02)", right[0, 2:].max(), "<", 0.2)
+claim("C1", "right with --thoughts, worst of 1 to 5 hops", right[args.thoughts].min(), ">", 0.95)
+claim("C2", "right without, best of 2 to 5 (1/7 = .14, std .02)", right[0, 1:].max(), "<", 0.2)
 claim("C3", "follow the wrong thought (if it is ignored: 0)", follows, ">", 0.95)
 print("figure: 14_reasoning_gen.png")
 if plt.get_backend().lower() != "agg":  # no window without a display
