@@ -8,13 +8,13 @@ matching's on the chord a + s = 1. A point of the chord, divided by r = sqrt(a^2
 of the arc with the same x and eps. So a net that finds the noise on the arc does so on the chord.
 Many x and eps may be behind one xt. The net learns eps_hat, the mean of these eps, and x_hat = (xt
 - s eps_hat) / a is the mean of these x. A step to the next level (a2, s2) moves xt, which is a
-x_hat + s eps_hat, to a2 x_hat + s2 eps_hat. This move is the mean of the moves of all that may be
-behind xt, so small steps lead noise to data (lesson 01). On the arc this is DDIM. On the chord,
-where a = t, it moves xt by (t2 - t) (x_hat - eps_hat), as lesson 06's Euler. DDPM's chain (lesson
-04) does the same with a part of eps_hat replaced by new noise. eta is how much: 0 none, 1 all.
+x_hat + s eps_hat, to a2 x_hat + s2 eps_hat. This is the mean of the moves of all behind xt. As the
+flow through a wall is density times mean velocity, small steps lead noise to data. On the arc this
+is DDIM. On the chord, where a = t, xt moves by (t2 - t) (x_hat - eps_hat), as in lesson 06. DDPM's
+chain (lesson 04) puts new noise in place of a part of eps_hat; eta = 1 is as much, eta = 0 none.
 C1 One net, trained on the arc, leads noise to data on both. C2 In 10 steps eta = 0 ends nearer than
-eta = 1 (new noise suits short steps, lesson 04). C3 -eps_hat / s is the slope of log p(xt): for one
-x that is a Gaussian around a x of slope -eps / s, for many x the mean of the slopes.
+eta = 1 (new noise suits short steps, lesson 04). C3 -eps_hat / s is the slope of log p(xt). For one
+x, p is a Gaussian around a x, and the slope is -eps / s. For many x it is the mean of theirs.
 RUN    python 07_bridge.py             (6 seconds)
 BREAK  python 07_bridge.py --forget    xt is not divided by r, the chord misses: C1 and C3 fail
 PAPER  Song, Meng, Ermon 2020 (DDIM), arXiv 2010.02502, equations 12 and 16"""
@@ -88,7 +88,7 @@ def train_on_arc(iters):  # returns the net for find_noise, (B, 3) -> (B, 2)
         x, eps = two_moons(1024), torch.randn(1024, 2)
         a, s = ARC[torch.randint(1, 1001, (1024,))].split(1, dim=1)  # (1024, 1) each
         xt = a * x + s * eps
-        loss = (find_noise(net, xt, a, s) - eps).square().mean()  # as DDPM's: of eps_hat
+        loss = (find_noise(net, xt, a, s) - eps).square().mean()  # DDPM's loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

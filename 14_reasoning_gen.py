@@ -13,9 +13,9 @@ names a cell. With k = 3, b = 2, start 4, thoughts 7 and 2, and goal 0, this is
 The net, one layer of attention and an MLP, is called once for each word. The input 4 queries cell 4
 of A, and 7 comes out. Queries are made from what goes in, so this call cannot query cell 7. In the
 next call 7 goes in, and does. So each call is a hop, and b thoughts and the goal make b + 1 hops.
-The last call draws: each cell queries A, B and the goal, and needs no answer first. We tell the net
-how many hops away a word's output is, so one call could try several. It does not learn to: it
-guesses. A good guess is one of the 7 cells that are neither the start nor the next: 1/7 is right.
+The last call draws: each cell queries A, B and the goal, and none needs an answer first. Without
+thoughts, one call would have to make all hops. Nothing forbids it (the MLP may see all of A), but
+this net did not learn it. It guesses, at best among 7 cells, not start and not next: 1/7 is right.
 C1 With k - 1 thoughts, 1 to 5 hops end in the right picture. (--thoughts is an upper limit.)
 C2 Without thoughts, after 2 to 5 hops the picture is right no more often than by such a guess.
 C3 The net follows a wrong thought. This is expected: it was trained to hop on from the last word.
@@ -61,7 +61,7 @@ class Thinker(nn.Module):
         S = words.shape[1]
         in_A = self.digit[A] + self.cell + self.role[IN_A]  # (n, 9, C), where C is the width
         in_B = self.digit[B] + self.cell + self.role[IN_B]  # (n, 9, C)
-        roles = [1] * b + [k - b, 0]  # of start, thoughts, goal: 1 1 1 0, if k = 3 and b = 2
+        roles = [1] * b + [k - b, 0]  # of start, thoughts, goal; 1 1 1 0 above, 1 1 3 0 if k = 5
         said = self.cell[words] + self.role[roles[:S]]  # (n, S, C)
         draw = (self.cell + self.role[DRAW]).expand(len(A), 9, -1)  # (n, 9, C): query A, B, goal
         mask = nn.Transformer.generate_square_subsequent_mask(27 + S)  # hides later inputs
@@ -104,7 +104,7 @@ for b in range(5):
         right[b, k - 1] = (picture == edit(A, B, path[:, [k]])).all(1).float().mean()
 misled = path[:, [0, 1, 4]]  # start, a right thought, and a wrong one: place 4 on the path, not 2
 _, picture = answer(net, A, B, misled, k=5, b=4)  # thoughts 3, 4 and the goal: places 5, 6, 7?
-follows = (picture == edit(A, B, path[:, [7]])).all(1).float().mean()  # C3; the true goal is 5
+follows = (picture == edit(A, B, path[:, [7]])).all(1).float().mean()  # C3 (5 is the true goal)
 
 # --- figure: the boards show the first of the tasks
 fig, axes = plt.subplots(1, 4, figsize=(12, 4), gridspec_kw=dict(left=0.04, right=0.99, bottom=0.2))

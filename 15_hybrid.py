@@ -4,19 +4,19 @@
 # ///
 """15 Hybrid pipelines: a language model reads a caption, a flow draws the picture.
 In goes a caption, "right green left pink middle white". Out comes a flag with these three stripes.
-A language model (LM) learns to predict the next word of captions that tell each flag twice. To
-predict the second telling it must keep, for each word of the first, which colour belongs to which
-place. Then it is frozen. The vector that it makes of a word is the word's feature. A painter, a
-flow (lesson 06), draws the stripes and sees the six features of the first telling only: their mean
-(pooled), each by attention (cross, lesson 08), or all in one sequence with the stripes (joint).
-The score is the share of stripes with the asked colour: 1/8 for a blind guess. If a painter knows
-WHAT colours to draw, but not WHERE, a colour is in its own place in 1/3 of cases. Else it is in the
-place of another stripe's colour, the same by chance in 1 of 8: 1/3 + 2/3 x 1/8 = 5/12. "Shuffled"
-is the mean score of the finished stripes in all orders: 5/12 if WHAT is right. WHERE adds to that.
-C1 Pooled, shuffled, beats a blind guess: it has learned some of WHAT (2000 iterations: nearly all).
-C2 Not shuffled, pooled scores no more: it has not found WHERE. With --iters 2000 it finds some.
-C3 Cross and joint score nearly 1. A likely reason for C2: the feature of "green" is roughly a sum,
-green + right. The mean of such sums is the same if two colours swap places, so WHERE is faint.
+A language model (LM) learns to predict the next word of captions that tell each flag twice, in two
+different orders. So it must learn which colour belongs to which place. Then it is frozen. The
+vector that it makes of a word is the word's feature. A painter, a flow (lesson 06), draws the
+stripes and sees the six features of one telling only: their mean (pooled), each by attention
+(cross, lesson 08), or all in one sequence with the stripes (joint). The score is the share of
+stripes with the asked colour: 1/8 for a blind guess. If a painter knows WHAT colours to draw, but
+not WHERE, it draws them in a random order. A stripe gets its own colour in 1/3 of cases. Else it
+gets another stripe's, which is the same colour in 1 of 8 cases: 1/3 + 2/3 x 1/8 = 5/12. So
+"shuffled", the score after the stripes are shuffled, shows WHAT. The rest of the score is WHERE.
+C1 Pooled beats a blind guess when shuffled: it has learned some of WHAT. C2 It scores no more when
+not shuffled: it has not found WHERE. (With --iters 2000 it finds some.) C3 Cross and joint score
+nearly 1. A likely reason for C2: the feature of "green" is roughly a sum, green + right. The mean
+of such sums is the same if two colours swap places, so WHERE is faint.
 RUN    python 15_hybrid.py         (10 seconds; slider: more flags)
 BREAK  python 15_hybrid.py --bag   all painters get words without context and order: C3 fails
 PAPER  DALL-E 2, arXiv 2204.06125 (pooled); Imagen, 2205.11487 (cross); SD3, 2403.03206 (joint)"""
@@ -114,10 +114,10 @@ drawn, score, shuffled = [PAINT[asked]], [], []
 for interface, read in [(pooled, reader), (cross, reader), (joint, reader), (cross, lm.word)]:
     painter = train(Painter(interface), PAINT[known], read(captions), args.iters)
     drawn.append(sample_flags(painter, read(asked_captions)))
-    colour = torch.cdist(drawn[-1], PAINT).argmin(2)  # (800, 3 stripes), the nearest of the 8
+    colour = torch.cdist(drawn[-1], PAINT).argmin(2)  # (800, 3, 8 distances) to (800, 3)
     score.append((colour == asked).float().mean().item())  # C1, C2, C3
     pairs = colour[:, :, None] == asked[:, None, :]  # (800, 3 stripes, 3 asked)
-    shuffled.append(pairs.float().mean().item())  # mean over 6 orders, as each pair is in 2
+    shuffled.append(pairs.float().mean().item())  # in a random order, any pair is as likely
 
 # --- figure: pixels (5 rows, 800 flags, 3 stripes + 1 grey, RGB), of which we see five flags
 fig, (left, chart) = plt.subplots(1, 2, figsize=(12, 5), width_ratios=[5, 2], layout="constrained")
