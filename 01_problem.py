@@ -6,15 +6,15 @@
 A net can learn a number for every x, high where data are. To become a density, it must be divided
 by its sum over all of space, and nobody can form that sum for pictures. And even if p_data were
 known, guessing would fail: draw guesses from an easy prior, N(0, I), and weigh each by w = p_data /
-prior (importance sampling). The weights make means so noisy that a guess is worth E[w]^2 / E[w^2]
-real draws. Here data in d dimensions are d / 2 independent points of a plane, so weights multiply.
+prior (importance sampling). A few guesses get nearly all the weight, so that one is worth only
+E[w]^2 / E[w^2] real draws (effective sample size). If the data are d / 2 independent points of a
+plane, the weights multiply, and so do these factors.
 The way out is a path, because a velocity needs no sum over space. Join noise eps from the prior to
 data x by a line, xt = t x + (1 - t) eps: a point on it moves with x - eps. A net learns this from
-xt and t by squared error, so it learns the mean of all lines there, v(xt, t) = E[x - eps | xt].
-Why is the mean enough? Count the points in a small cell. Their number changes only by points that
-cross its walls, and how many cross depends only on how many are there and on their mean velocity.
-So noise that moves with v starts with the numbers of the lines and keeps them in each cell: it ends
-as data. In one step it does not: at t = 0 noise says nothing of x, v = E[x] - eps, all go to E[x].
+xt and t by squared error, and so the mean of all lines there, v(xt, t) = E[x - eps | xt]. It is
+enough (continuity equation): what a region holds changes only by the flow through its walls, which
+is density times mean velocity. So noise that moves with v starts and stays distributed like the
+points xt, and ends as data. In one step all would end at E[x], as v is E[x] - eps at t = 0.
 C1 The worth of a guess is .187 in two dimensions and falls as .187^(d/2) in d.
 C2 A net that is asked once, at t = 0, sends all noise to the mean of the data.
 C3 The same kind of net, asked again in each of --steps steps, turns noise into data.
@@ -41,7 +41,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data: two moons. Why 2D first: here p_data is a formula, and every error can be seen
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), places on a half circle
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), divided by the data's std, which is 1 then
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 is the std of the data, x and y pooled
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -86,20 +86,20 @@ def train_mean_velocity(t_max, iters):
         optimizer.step()
         if (i + 1) % max(1, iters // 4) == 0:
             print(f"iter {i + 1:5d}  loss {loss:.3f}")
-    return lambda xt, t: net(torch.cat([xt, torch.full_like(xt[:, :1], t)], 1)).detach()
+    return lambda xt, t: net(torch.cat([xt, torch.full((len(xt), 1), t)], 1)).detach()
 once = train_mean_velocity(0, args.iters)  # the fairest net for one step: it learns t = 0 only
 path = train_mean_velocity(1, args.iters)  # all t; no loss gets to 0, as lines cross
 
 # --- measure
 def energy_distance(x, y):
-    """How much farther two clouds (n, 2) are from each other than from themselves: 0 if alike."""
+    """Distances between x and y (n, 2), minus those within each: 0 only for equal densities."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
-    return distance.item() if x.abs().max() < 1e3 else float("inf")  # far off, rounding spoils it
-# In d dimensions the data are d / 2 independent points of the moons, so their weights multiply.
+    return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
+# In d dimensions the data are d / 2 independent points of the moons.
 side = torch.arange(-3.5, 3.5, 0.02)
 grid = torch.cartesian_prod(side, side)  # cells of .02 x .02: a sum over them is an integral
-log_p2_prior = 2 * log_p_data(grid) - log_prior(grid)  # prior w^2 = p_data^2 / prior
-exact = 1 / (log_p2_prior.exp().sum() * 0.02**2).item()  # .187 = 1 / E[w^2], since E[w] = 1
+log_square = 2 * log_p_data(grid) - log_prior(grid)  # log of p_data^2 / prior = prior w^2
+exact = 1 / (log_square.exp().sum() * 0.02**2).item()  # .187 = 1 / E[w^2], since E[w] = 1
 worth, log_w = [], 0
 for d in (2, 4, 6):
     guesses = torch.randn(100_000, 2)  # two more coordinates of each guess

@@ -11,11 +11,11 @@ The sum of two independent Gaussians is Gaussian, and variances add. With s^2 = 
     variance of [ ] = (1 - beta) s^2 + beta = (1 - beta) (1 - a^2) + beta = 1 - (1 - beta) a^2
 So x_t has the same form, with (1 - beta) a^2 in place of a^2. After t steps, in closed form,
     xt = a x + s eps,  a^2 = abar[t] = (1 - beta[1]) ... (1 - beta[t]),  s^2 = 1 - abar[t]
-This gives a training point at any t without a chain. Many eps fit one xt. Squared error makes a
-net learn their mean, eps_hat, and lesson 04 walks back from the guess x_hat = (xt - s eps_hat) / a.
+This gives a training point at any t without a chain. As x is not known, many eps fit one xt.
+Squared error makes a net learn their mean, eps_hat. With it, lesson 04 walks back.
 C1 At every t, the noise in a chain that was really run, (xt - a x) / s, is Gaussian.
 C2 At t = T hardly anything is left of x: the chain has reached N(0, I), where sampling starts.
-C3 A net that saw only the closed form finds the noise in chains nearly as well as is possible.
+C3 A net that saw only the closed form finds the noise in chains nearly as well as the exact mean.
 RUN    python 02_ddpm_forward.py          (5 seconds)
 BREAK  python 02_ddpm_forward.py --T 50   C2 fails: beta ends at .02, so 50 steps leave a = .78
        python 02_ddpm_forward.py --noise uniform   C1 fails at t = 1 (a sum of many looks Gaussian)
@@ -39,7 +39,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), places on a half circle
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), divided by the data's std, which is 1 then
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 is the std of the data, x and y pooled
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -103,9 +103,9 @@ beta, abar = schedule(args.T)
 eps_net = train_eps(abar, args.iters)
 path = simulate(two_moons(2500), beta, args.noise)
 noise = noise_of(path, abar)
-gap = cdf_gap(noise.flatten(1)).max()  # C1; (T, 5000): 5000 Gaussian numbers score .03 by chance
-# C2: KL of N(a x, s^2 I) to N(0, I) = (|a x|^2 + 2 s^2 - 2 - 2 log s^2) / 2 in two dimensions. The
-kl = -(1 - abar[-1, 0]).log()  # mean of |x|^2 is 2 and a^2 + s^2 = 1, so only -log s^2 is left
+gap = cdf_gap(noise.flatten(1)).max()  # C1; (T, 5000): the worst of 1000 Gaussian rows is at .03
+# C2: KL of N(a x, s^2 I) to N(0, I) in two dimensions is (a^2 |x|^2 + 2 s^2 - 2) / 2 - log s^2
+kl = -(1 - abar[-1, 0]).log()  # nats; the rest is 0, as |x|^2 is on average 2, and a^2 + s^2 = 1
 t, chain = torch.randint(1, args.T + 1, (100000,)), torch.randint(2500, (100000,))  # at random
 xt, eps = path[t, chain], noise[t - 1, chain]  # (100000, 2); noise begins at t = 1, path at t = 0
 best = best_eps(xt, abar[t].sqrt(), (1 - abar[t]).sqrt())

@@ -5,20 +5,20 @@
 """04 Ancestral sampling: from noise back to data, one Gaussian step at a time.
 The chain of lesson 02 goes from data x (time 0) to xu (time u), xt (time t) and noise (time T):
     xt = a x + s eps,  a^2 = abar[t], the product of all 1 - beta up to t,  s^2 = 1 - abar[t]
-    xt = sqrt(1 - beta) xu + sqrt(beta) z,  beta = 1 - abar[t] / abar[u]    (eps, z ~ N(0, I))
-Now walk back: given xt, where was xu? If x were known, there would be two hints: xu lies around a
-multiple of x, and xt lies around a multiple of xu. Each hint is a Gaussian. Bayes' rule multiplies
-them, and the product is a Gaussian again (function bayes), with a variance called beta-tilde:
-    beta-tilde = beta (1 - abar[u]) / (1 - abar[t])
-But x is not known. A net trained on squared error answers with the mean of all eps that fit xt. So
-x_hat = (xt - s eps_hat) / a is the mean of all x that fit xt. The mean of xu is linear in x, with a
-factor k = sqrt(abar[u]) beta / (1 - abar[t]), so x_hat may stand for x. But the scatter of x adds:
+    xt = sqrt(1 - beta) xu + sqrt(beta) z,  1 - beta = abar[t] / abar[u]    (eps, z ~ N(0, I))
+Here beta belongs to the whole way from u to t. Now walk back: given xt, where was xu? If x were
+known, there would be two hints: xu lies around a multiple of x, and xt lies around a multiple of
+xu. Each is a Gaussian and has a weight, 1 / variance. Bayes' rule multiplies them, and the product
+is a Gaussian again: its mean is the weighted mean, k x + k' xt, its weight the sum of both, its
+variance called beta-tilde. But x is not known. A net trained on squared error answers with the mean
+of all eps that fit xt. So x_hat = (xt - s eps_hat) / a is the mean of all x that fit xt, and
+k x_hat + k' xt the mean of all xu. But as x scatters, so does k x (law of total variance):
     variance of xu given xt = beta-tilde + k^2 (variance of x given xt)
-If all data are one point, the last term is 0, and beta-tilde is right. If they are N(0, I), x given
-xt has the variance 1 - abar[t], and the sum is beta. Which is better for the moons is measured, C2.
+If all data are one point, the last term is 0, and beta-tilde is right. If they are N(0, I), so is
+every xt, and the chain looks alike both ways: a step back has the mean sqrt(1 - beta) xt and the
+variance beta. Which is better for the moons is measured, C2.
 A step must be short: over a long way xu may be on one moon or on the other, which is no Gaussian.
-DDPM takes 1000 steps, and each waits for a call of the net. A tenth of them is enough here.
-C1 100 steps (--steps, --var) end as near to the data as 1000.  C2 In 10, beta beats beta-tilde.
+C1 100 steps (--steps, --var) end as near the data as DDPM's 1000.  C2 In 10, beta beats beta-tilde.
 RUN    python 04_ancestral.py               (6 seconds)
 BREAK  python 04_ancestral.py --var zero    one small spot: C1 fails; so it does with --steps 3
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, equation 7, section 3.2, algorithm 2"""
@@ -41,7 +41,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), places on a half circle
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), divided by the data's std, which is 1 then
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 is the std of the data, x and y pooled
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -58,11 +58,10 @@ def bayes(xt, x, t, u, abar):
     beta = 1 - abar[t] / abar[u]  # of the noise between u and t; beta[t] if u = t - 1
     from_x, var_x = abar[u].sqrt() * x, 1 - abar[u]  # mean and variance of xu by the first hint
     from_xt, var_xt = xt / (1 - beta).sqrt(), beta / (1 - beta)  # second hint, solved for xu
-    # In a product of Gaussians each mean has the weight 1 / variance.
-    share = var_x / (var_x + var_xt)  # of the second hint: (1 / var_xt) / (1 / var_x + 1 / var_xt)
-    mean = from_x + share * (from_xt - from_x)  # equation 7, like the next line
-    # 1 / (sum of weights) is the variance. As var_x + var_xt = (1 - abar[t]) / (1 - beta), it is
-    beta_tilde = (1 - share) * var_x  # = beta (1 - abar[u]) / (1 - abar[t])
+    # The weights 1 / variance add up. At u = 0 the first is infinite: the second does not count.
+    beta_tilde = 1 / (1 / var_x + 1 / var_xt)  # = beta (1 - abar[u]) / (1 - abar[t])
+    share = beta_tilde / var_xt  # of the second hint in the sum of weights
+    mean = from_x + share * (from_xt - from_x)  # equation 7; k = (1 - share) sqrt(abar[u])
     return mean, beta, beta_tilde
 
 def ancestral(eps_net, xt, abar, n_steps, var):
@@ -72,7 +71,8 @@ def ancestral(eps_net, xt, abar, n_steps, var):
         eps_hat = eps_net(xt, t.expand(len(xt)))  # the net takes xt (B, 2) and t (B,)
         x_hat = (xt - (1 - abar[t]).sqrt() * eps_hat) / abar[t].sqrt()
         xt, beta, beta_tilde = bayes(xt, x_hat, t, u, abar)
-        if var == "beta" and u > 0:  # at u = 0 the noise would stay in the samples
+        # Without noise, each step shrinks xt a little, until a spot is left (--var zero).
+        if var == "beta" and u > 0:  # at u = 0, the end, it would only be noise on the samples
             xt = xt + beta.sqrt() * torch.randn_like(xt)
         if var == "beta-tilde":  # it is 0 at u = 0
             xt = xt + beta_tilde.sqrt() * torch.randn_like(xt)
@@ -102,9 +102,9 @@ eps_net = train_eps(abar, args.iters)
 
 # --- measure
 def energy_distance(x, y):
-    """How much farther two clouds (n, 2) are from each other than from themselves: 0 if alike."""
+    """Distances between x and y (n, 2), minus those within each: 0 only for equal densities."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
-    return distance.item() if x.abs().max() < 1e3 else float("inf")  # far off, rounding spoils it
+    return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
 
 def mean_distance(eps_net, abar, n_steps, var):
     """Mean energy distance of three draws to data. Real data: 0 +- .001 (standard deviation)."""
@@ -117,7 +117,7 @@ def mean_distance(eps_net, abar, n_steps, var):
 noise, real = torch.randn(2000, 2), two_moons(2000)
 before = energy_distance(noise, real)
 chosen = mean_distance(eps_net, abar, args.steps, args.var)  # C1
-full = min(before, mean_distance(eps_net, abar, 1000, "beta"))  # capped: inf would let C1 pass
+full = min(before, mean_distance(eps_net, abar, 1000, "beta"))  # never inf: chosen - inf would pass
 by_beta = mean_distance(eps_net, abar, 10, "beta")
 by_tilde = mean_distance(eps_net, abar, 10, "beta-tilde")  # C2
 

@@ -4,15 +4,15 @@
 # ///
 """06 Euler ODEs: from noise to data in a few steps along a learned velocity.
 Join noise eps (t = 0) and data x (t = 1) by a line, xt = t x + (1 - t) eps, with velocity x - eps.
-Many lines meet at one place and t. A net that learns their velocity by squared error learns the
-mean, v(xt, t) = E[x - eps | xt]. It is enough: the flow through a wall is density times mean
-velocity, so noise that moves with dx/dt = v(x, t) has at every t the density of the points xt, and
-ends as data. But v turns on the way: at t = 0 xt tells nothing of x, and v points to the mean of
-all data, later xt tells more. So too few steps miss. Reflow: carry each eps along v to the x that
-it reaches, and train a second net on lines between these. We see, but do not prove, that few of
-them meet at one place and t: the loss that is left, the variance of velocities there, is nearly 0.
-So the second v is nearly that of one line, the same at all t, and one step will do.
-C1 --steps Euler steps end closer to data than noise is, C2 ONE after reflow 5 times closer than it.
+Many lines meet at one place and t. By squared error a net learns the mean of their velocities,
+v(xt, t) = E[x - eps | xt]. It is enough (continuity equation): what a region holds changes only by
+the flow through its walls, which is density times mean velocity. So noise that moves with v starts
+and stays distributed like the points xt, and ends as data. But v turns: at t = 0 it is E[x] - eps,
+as xt tells nothing of x. Later xt tells more. Too few steps miss. Reflow: carry each eps along v to
+the x that it reaches, and train a second net on lines between these. Paths along v never meet, as v
+has one value there. We see, not prove, that few of the new lines do: the loss that is left, the
+variance where they meet, is nearly 0. So the second v is nearly constant on a line: one step does.
+C1 --steps Euler steps lead nearer to data than noise is. C2 After reflow, one leads 5 times nearer.
 RUN    python 06_euler.py --steps 5    (6 seconds; --data FILE learns points of your own)
 BREAK  python 06_euler.py --steps 1    at t = 0 v is E[x] - eps, so all go to E[x]: C1 fails
 PAPER  Liu et al. 2022, arXiv 2209.03003, equation 1 (the loss) and algorithm 1 (reflow)"""
@@ -37,7 +37,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data: two moons, or points of your own
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), places on a half circle
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), divided by the data's std, which is 1 then
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 is the std of the data, x and y pooled
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -52,9 +52,9 @@ def read_points(path):  # (n, 2): two columns of a table, or the dark pixels of 
     assert path.endswith((".csv", ".tsv", ".txt")), "not .csv, .tsv, .txt, .npy, .png or .jpg"
     points = []
     for number, line in enumerate(open(path, encoding="utf-8-sig").read().strip().splitlines(), 1):
-        point = "." if ";" in line or "\t" in line else " "  # a comma is a point in "1,5; 2,5"
+        comma = "." if ";" in line or "\t" in line else " "  # the comma in "1,5; 2,5" is a point
         try:
-            points.append([float(n) for n in line.replace(",", point).replace(";", " ").split()])
+            points.append([float(n) for n in line.replace(",", comma).replace(";", " ").split()])
         except ValueError:
             assert number == 1, f"row {number} is not a number: {line}"  # row 1 may be a header
     return points
@@ -62,7 +62,7 @@ try:
     x = torch.tensor(read_points(args.data)).float() if args.data else two_moons(10_000)
     assert x.shape[1:] == (2,), f"found {x.shape[-1]} columns, two are needed"
     mean, scale = x.mean(0), (x - x.mean(0)).square().mean().sqrt()
-    x = (x - mean) / scale  # own data come back as mean + scale * sample
+    x = (x - mean) / scale  # to undo it for a sample: mean + scale * sample
     assert len(x) and x.isfinite().all(), "found no points, or not finite, or all alike"
 except Exception as error:
     parser.error(f"--data {args.data}: {error}")
@@ -101,17 +101,17 @@ def train_velocity(x, eps, iters):  # learns v(xt, t) of lines from eps[i] to x[
         loss.backward()
         optimizer.step()
     print(f"{iters} iterations, loss {loss:.4f}")
-    return lambda xt, t: net(torch.cat([xt, torch.full_like(xt[:, :1], t)], 1)).detach()
-eps = torch.randn_like(x)  # fixed, as reflow needs pairs; too many lines to learn them by heart
-first = train_velocity(x, eps, args.iters)  # the loss ends at 1.3 or 1.4: lines cross
+    return lambda xt, t: net(torch.cat([xt, torch.full((len(xt), 1), t)], 1)).detach()
+eps = torch.randn_like(x)  # one for each x; 10,000 lines are too many to learn by heart
+first = train_velocity(x, eps, args.iters)  # the loss falls from 2 to 1.3 or 1.4: lines cross
 reached = solve(first, eps, 10, rk4)[-1]  # 10 steps of RK4 are as good as exact
-second = train_velocity(reached, eps, args.iters)  # reflow: the loss ends near 0
+second = train_velocity(reached, eps, args.iters)  # reflow: the loss falls to nearly 0
 
 def energy_distance(x, y):
-    """How much farther two clouds (n, 2) are from each other than from themselves: 0 if alike."""
+    """Distances between x and y (n, 2), minus those within each: 0 only for equal densities."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
-    return distance.item() if x.abs().max() < 1e3 else float("inf")  # far off, rounding spoils it
-before = after = reflow = 0  # means of four draws; of data and data, one is 0 +- .001
+    return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
+before = after = reflow = 0  # means of four draws; one draw of data against data gives 0 +- .001
 for _ in range(4):  # the figure shows the last
     noise, real = torch.randn(2500, 2), x[torch.randint(len(x), (2500,))]
     before += energy_distance(noise, real) / 4  # of noise that has not moved
@@ -132,7 +132,7 @@ def draw(n_steps):
         ax.clear()
         ax.plot(*real.T, ".", color="0.7", ms=2)
         ax.plot(*path[-1].T, ".", color="tab:blue" if distance < before else "tab:red", ms=2)
-        ax.plot(path[:, :40, 0], path[:, :40, 1], "k.-", lw=0.5, ms=4, markevery=[0])  # 40 paths
+        ax.plot(path[:, :40, 0], path[:, :40, 1], "k.-", lw=0.5, ms=4, markevery=[0])  # dot: start
         ax.set(title=f"{name} ({n * calls} calls of v): {max(distance, 0):.3f} from data", aspect=1)
 draw(args.steps)
 slider.on_changed(lambda n: draw(int(n)))  # the slider gives a float

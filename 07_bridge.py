@@ -36,7 +36,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), places on a half circle
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), divided by the data's std, which is 1 then
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 is the std of the data, x and y pooled
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -96,9 +96,9 @@ def train_on_arc(iters):  # returns the net for find_noise, (B, 3) -> (B, 2)
     return net.requires_grad_(False)
 
 def energy_distance(x, y):
-    """How much farther two clouds (n, 2) are from each other than from themselves: 0 if alike."""
+    """Distances between x and y (n, 2), minus those within each: 0 only for equal densities."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
-    return distance.item() if x.abs().max() < 1e3 else float("inf")  # far off, rounding spoils it
+    return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
 net = train_on_arc(args.iters)
 noise, real = torch.randn(4000, 2), two_moons(4000)
 unmoved = energy_distance(noise, real)  # about .05

@@ -4,8 +4,8 @@
 # ///
 """08 DiT: a transformer that leads noise to pictures, and what its parts are good for.
 As in lesson 06, a net sees t and xt = t x + (1 - t) eps and learns the mean velocity x - eps there.
-How many points cross the walls of a small cell depends only on how many there are and their mean
-velocity. So noise that follows the mean becomes data: here a picture of y, the digit that we want.
+It is enough: what a region holds changes only by the flow through its walls, which is density times
+mean velocity. So noise moved by it ends as data: pictures of the digit y.
 A DiT (diffusion transformer) cuts xt into 16 patches of 4 x 4 pixels. One matrix makes each patch a
 token, a vector of 48 numbers. Then blocks change the tokens h, in two steps each:
     h = h + gate * f((1 + scale) * norm(h) + shift)

@@ -5,13 +5,14 @@
 """09 Practical knobs: schedule, solver and guidance, turned on one small net.
 Between noise eps and data x lie mixes of the two, at an angle phi that grows from 0 to pi / 2:
     xt = a x + s eps,    a = sin(phi),  s = cos(phi),    v = d xt / d phi = s x - a eps
-Many x and eps lead to one xt, and the net learns the mean of their v. How many points cross the
-walls of a small cell depends only on how many there are and their mean velocity. So noise that
-follows the mean in tiny steps becomes data: each point gets to its exact end. Larger steps miss it.
-The net also reads a label, upper or lower moon. One in five is wrong, so a sample for "upper" lies
-on the lower moon in one of five cases. Guidance exaggerates what the label does, by a weight w.
-C1 Schedule: steps of equal angles (the cosine schedule) miss by less than those of linear beta.
-C2 Solver: a step of Heun asks for v twice. With half of Euler's steps it still misses by less.
+Many x and eps lead to one xt, and the net learns the mean of their v. It is enough: what a region
+holds changes only by the flow through its walls, which is density times mean velocity. So noise
+that moves with the mean in tiny steps starts and stays distributed like the mixes, and ends as
+data. The net also reads a label, upper or lower moon. One in five is wrong, so a fifth of the
+samples for "upper" lie on the lower moon; without a label, half. So a label turns v away from the
+other moon. Guidance turns it w times as far. This v is the mean of no mix, so C3 must be measured.
+C1 Schedule: equal angles (cosine schedule) end nearer to what tiny steps reach than DDPM's angles.
+C2 Solver: a step of Heun asks for v twice. With half of Euler's steps it still ends nearer.
 C3 Guidance: with w = 2, samples for "upper" are closer to the upper moon than with w = 1 (none).
 RUN    python 09_knobs.py              (5 seconds; sliders: steps of Heun, w)
 BREAK  python 09_knobs.py --steps 2    Heun needs short steps: C2 fails; with --w 8 C3 fails
@@ -36,7 +37,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), places on a half circle
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), divided by the data's std, which is 1 then
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 is the std of the data, x and y pooled
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 UPPER, BLANK = torch.ones(1), torch.zeros(1)  # labels: 1 upper, -1 lower, 0 no label
 def labelled_moons(n):
@@ -47,12 +48,11 @@ def labelled_moons(n):
     return x, label[:, None]  # (n, 2), (n, 1)
 
 # --- method, knob 1: schedule, the angles at which a sampler stops between noise and data
-BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])  # DDPM's, for k = 0 .. 1000:
-ABAR = (1 - BETA).cumprod(0)  # its step k takes the share BETA[k] from a^2, so this is a^2
+BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])  # DDPM's, for k = 0 .. 1000
+ABAR = (1 - BETA).cumprod(0)  # a^2: a step of DDPM keeps the share 1 - beta of it (lesson 02)
 def linear_beta(n_steps):
-    """Angles (n_steps + 1,) at equal steps of k, from noise (1000) to data (0). Half of them are
-    below .3, so the other half, which goes up to pi / 2 = 1.57, has long steps."""
-    k = torch.linspace(1000, 0, n_steps + 1).round().long()
+    """Angles (n_steps + 1,) at equal steps of k: half of them are under .3, the rest far apart."""
+    k = torch.linspace(1000, 0, n_steps + 1).round().long()  # from noise to data
     return ABAR[k].sqrt().asin()  # since a = sqrt(abar) = sin(phi)
 def equal_angles(n_steps):
     """Angles (n_steps + 1,) at equal steps of phi."""
@@ -71,7 +71,7 @@ def guide(v, w, label, blank):
     def guided(xt, phi):
         cond = v(xt, phi, label)
         null = v(xt, phi, blank)
-        return null + w * (cond - null)  # w times what the label changes; w = 1 is cond
+        return null + w * (cond - null)  # w = 1 is cond
     return guided
 
 def follow(v, x, angles, step):
@@ -104,9 +104,9 @@ def train_labelled(iters):
 
 # --- measure
 def energy_distance(x, y):
-    """How much farther two clouds (n, 2) are from each other than from themselves: 0 if alike."""
+    """Distances between x and y (n, 2), minus those within each: 0 only for equal densities."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
-    return distance.item() if x.abs().max() < 1e3 else float("inf")  # far off, rounding spoils it
+    return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
 v = train_labelled(args.iters)
 noise = torch.randn(2500, 2)
 plain = guide(v, 1, UPPER, BLANK)
@@ -128,11 +128,11 @@ guidance = plt.Slider(plt.axes([0.75, 0.02, 0.2, 0.04]), "w", 0, 8, valinit=args
 def draw(_):
     for ax, w in (left, 1), (right, guidance.val):
         x = follow(guide(v, w, UPPER, BLANK), noise, equal_angles(int(steps.val)), heun)
-        distance = energy_distance(x, upper)  # red: over 1.5 times that of w = 1
+        distance = energy_distance(x, upper)  # red: 1.5 times as far as w = 1 in tiny steps
         ax.clear()
         ax.plot(*upper.T, ".", color="0.7", ms=2)
         ax.plot(*x.T, ".", color="tab:blue" if distance < 1.5 * before else "tab:red", ms=2)
-        ax.set(title=f'asked for "upper", w = {w:.1f}: {distance:.3f} from it', aspect="equal")
+        ax.set(title=f'w = {w:.1f}: {distance:.3f} from the upper moon (grey)', aspect="equal")
 draw(None)
 steps.on_changed(draw)
 guidance.on_changed(draw)

@@ -110,7 +110,7 @@ def look(ns):
 
 def test_sliders_break_heun_and_guidance_and_go_back(ns):
     before = look(ns)
-    assert [b[1] for b in before] == ["tab:blue", "tab:blue"] and ", w = 2.0: " in before[1][3]
+    assert [b[1] for b in before] == ["tab:blue", "tab:blue"] and "w = 2.0: " in before[1][3]
     try:
         ns.steps.set_val(1)
         one = look(ns)
@@ -119,7 +119,7 @@ def test_sliders_break_heun_and_guidance_and_go_back(ns):
         ns.guidance.set_val(8)
         far = look(ns)
         assert far[0][0] == before[0][0] and far[1][0] > 0.25
-        assert [b[1] for b in far] == ["tab:blue", "tab:red"] and ", w = 8.0: " in far[1][3]
+        assert [b[1] for b in far] == ["tab:blue", "tab:red"] and "w = 8.0: " in far[1][3]
         assert np.abs(far[1][2] - before[1][2]).max() > 0.5
         ns.guidance.set_val(0)  # no label: half of the samples are of the other moon
         none = look(ns)

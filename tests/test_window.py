@@ -79,6 +79,8 @@ def drive(canvas, widgets):
         good = goal(state()) and bool(changed) == (state() != old)
         print(f"mouse|{name}|{what}|{seconds:.2f}|{'as it should' if good else (old, state(), changed)}")
     tk.update()  # the first picture, in the window's own resolution
+    for _ in range(8):  # the layout comes to rest: what is left of a move shrinks to a quarter with each drawing
+        canvas.draw()
     for name, w in widgets.items():
         box, slider = w.ax.bbox, hasattr(w, "valmin")  # the box moves with the layout
         mouse(name, "beside", lambda: w.val if slider else 0, lambda new: True, (box.x0 + 9, box.y1 + 5))
