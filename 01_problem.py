@@ -84,15 +84,14 @@ def train_mean_velocity(t_max, iters):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if (i + 1) % max(1, iters // 4) == 0:
-            print(f"iter {i + 1:5d}  loss {loss:.3f}")
+    print(f"{iters} iterations, loss {loss:.3f}")
     return lambda xt, t: net(torch.cat([xt, torch.full((len(xt), 1), t)], 1)).detach()
 once = train_mean_velocity(0, args.iters)  # the fairest net for one step: it learns t = 0 only
 path = train_mean_velocity(1, args.iters)  # all t; no loss gets to 0, as lines cross
 
 # --- measure
 def energy_distance(x, y):
-    """Distances between x and y (n, 2), minus those within each: 0 only for equal densities."""
+    """Twice the distance between clouds (n, 2), minus those within: 0 +- chance if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
 # In d dimensions the data are d / 2 independent points of the moons.

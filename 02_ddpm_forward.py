@@ -80,8 +80,7 @@ def train_eps(abar, iters):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if (i + 1) % max(1, iters // 8) == 0:
-            print(f"iter {i + 1:5d}  loss {loss:.3f}")
+    print(f"{iters} iterations, loss {loss:.3f}")
     return lambda xt, t: net(torch.cat([xt, t[:, None] / len(abar)], 1)).detach()
 
 # --- measure
@@ -96,7 +95,7 @@ def best_eps(xt, a, s):
     var = (a * STD) ** 2 + s**2  # of xt - a mu = a (x - mu) + s eps, if x is from the place mu
     square = (xt[:, None] - a[:, None] * MU).square().sum(2)  # (B, 64, 2), summed to (B, 64)
     weight = (-square / (2 * var)).softmax(1)  # (B, 64), p(mu | xt): Bayes' rule for equal p(mu)
-    # In a known sum of Gaussians, each is on average its share of the variance: s eps is s^2 / var.
+    # Given mu, s eps is on average the share s^2 / var of xt - a mu. Averaged over mu, and over s:
     return s / var * (xt - a * (weight @ MU))
 
 beta, abar = schedule(args.T)

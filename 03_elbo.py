@@ -3,18 +3,18 @@
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
 """03 From a bound to a loss: why a net that finds the noise is a model of the data.
-Lesson 02's chain q walks from data x to noise: after t steps, x_t = a x + s eps, eps ~ N(0, I). A
-model p walks back from x_1000 ~ N(0, I). It draws x_(t-1) from a Gaussian of variance beta, DDPM's
-choice, around a mean that a net computes from x_t. How probable is x for p? Nobody can sum over
-all walks that end in x, but q draws walks that start there:
-    p(x) = mean of p(walk and x) / q(walk) over q's walks    (importance sampling, lesson 01)
-    -log p(x) <= mean of log(q(walk) / p(walk and x))        (-log of a mean <= mean of -log)
-Minus the right side is called the evidence lower bound, ELBO. The net is in the steps of p alone:
-    -log p(x_(t-1) | x_t) = |x_(t-1) - mean of p|^2 / (2 beta) + constant,  one for each t
-Here q drew x_(t-1). Given x_t and x it is Gaussian: q has a mean of the step back, too. The mean of
-a square is a variance plus the square of the mean, so the right side is the sum over t of
-    |mean of q - mean of p|^2 / (2 beta) + constant = w |eps - eps_hat|^2 + constant  (see method)
-A net that finds the noise makes the bound small. DDPM's L_simple drops w: all t weigh the same.
+Lesson 02's chain q walks from data x to noise: x_t = sqrt(1 - beta) x_(t-1) + sqrt(beta) z. So
+x_t = a x + s eps (z, eps ~ N(0, I)). A model p walks back from x_1000 ~ N(0, I). It draws x_(t-1)
+from a Gaussian of variance beta around a mean that a net computes from x_t. How probable is x for
+p? Nobody can sum over all walks that end in x, but q draws walks that start there:
+    p(x) = mean of p(walk and x) / q(walk given x), over walks of q   (importance sampling, 01)
+    -log p(x) <= mean of log(q(walk given x) / p(walk and x))         (-log mean <= mean of -log)
+Minus the right side is the evidence lower bound, ELBO. The net is in p's steps alone. Each adds
+    -log p(x_(t-1) | x_t) = |x_(t-1) - mean of p|^2 / (2 beta) + constant
+Given x_t and x, q's x_(t-1) scatters around a mean of its own. The square is on average its
+variance, a constant, plus |mean of q - mean of p|^2. So for each t the bound has a constant, plus
+    |mean of q - mean of p|^2 / (2 beta) = w |eps - eps_hat|^2    (see method)
+A net that finds the noise makes the bound small. DDPM's L_simple drops w, for better samples.
 C1 A net trained by L_simple is within a nat (the unit of natural logs) of the best possible bound.
 C2 Dropping w costs nats.   C3 Plain squared error on x, or on the mean itself, costs far more.
 RUN    python 03_elbo.py                (5 seconds; click on the net whose samples to see)
@@ -49,9 +49,10 @@ def two_moons(n):
 BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])[:, None]  # t = 0 .. 1000
 A = (1 - BETA).cumprod(0).sqrt()  # (1001, 1), as all three; xt = A[t] x + S[t] eps
 S = (1 - A**2).sqrt()
-# A step of q is xt = sqrt(1 - beta) xu + sqrt(beta) z, u = t - 1. Given xt and x we know s eps: the
-# noise of xu times sqrt(1 - beta), plus sqrt(beta) z. In a known sum of independent Gaussians of
-# mean 0, each is on average its share of the variance: sqrt(beta) z is beta / s^2 of s eps, so xu:
+# A step of q is xt = sqrt(1 - beta) xu + sqrt(beta) z, where xu is x_(t-1). So the noise s eps of
+# xt is sqrt(1 - beta) times that of xu, plus sqrt(beta) z. In a known sum of Gaussians of mean 0,
+# each is on average its share of the variance: sqrt(beta) z is beta / s^2 of s eps. Without it, xt
+# is sqrt(1 - beta) xu, hence
 def step_mean(xt, noise, t):  # the mean of q for noise eps, the mean of p for eps_hat; t is (B,)
     return (xt - BETA[t] / S[t] * noise) / (1 - BETA[t]).sqrt()
 # The means differ by beta (eps - eps_hat) / (s sqrt(1 - beta)). The square divided by 2 beta has
@@ -62,9 +63,8 @@ def walk_back(model_mean, xt):  # p's walk from noise xt (n, 2) to samples (n, 2
         xt = model_mean(xt, torch.full((len(xt),), t)) + BETA[t].sqrt() * torch.randn_like(xt)
     return xt
 
-# --- train. Why C3: an error e of eps costs w |e|^2, which is |e|^2 / 2 nats at t = 1, later less.
-# One of the mean costs |e|^2 / (2 beta), 5000 |e|^2 at t = 1, 25 |e|^2 at t = 1000. One of x costs
-# as much at t = 1, and is large there: training cares most for those t where x is hardly known.
+# --- train. Why C3: at t = 1 an error e of eps costs w |e|^2 = |e|^2 / 2 nats. One of the mean, and
+# the mean is x there, costs |e|^2 / (2 beta) = 5000 |e|^2: .014 in x costs as much as 1.4 in eps.
 def train_target(target, odds, iters, seed):  # to draw t by odds w is to weigh the loss by w
     torch.manual_seed(seed)  # the same seed for every net
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
@@ -100,15 +100,15 @@ def best_eps(xt, a, s):
     var = (a * STD) ** 2 + s**2  # of xt - a mu = a (x - mu) + s eps, if x is from the place mu
     square = (xt[:, None] - a[:, None] * MU).square().sum(2)  # (B, 64, 2), summed to (B, 64)
     weight = (-square / (2 * var)).softmax(1)  # (B, 64), p(mu | xt): Bayes' rule for equal p(mu)
-    # In a known sum of Gaussians, each is on average its share of the variance: s eps is s^2 / var.
+    # Given mu, s eps is on average the share s^2 / var of xt - a mu. Averaged over mu, and over s:
     return s / var * (xt - a * (weight @ MU))
 
 t = torch.arange(1, 1001).repeat_interleave(64)  # (64000,): 1 1 ... 1 2 2 ... 2, each 64 times
 x, eps = MU + STD * torch.randn(64, 2), torch.randn(64, 2)  # a pair for each mu
 x, eps = x.repeat(1000, 1), eps.repeat(1000, 1)  # (64000, 2), the same 64 pairs at every t
 xt = A[t] * x + S[t] * eps
-# |eps - eps_hat|^2 is on average |eps - best|^2 + |best - eps_hat|^2 (no mixed term: best is the
-# mean of eps). w times the last is what a net loses, or |best mean - mean of p|^2 / (2 beta).
+# |eps - eps_hat|^2 is on average |eps - best|^2, as for the best net, plus |best - eps_hat|^2. So a
+# net loses w times the latter, which is |best mean - mean of p|^2 / (2 beta).
 best_mean = step_mean(xt, best_eps(xt, A[t], S[t]), t)
 lost, total = {}, {}  # by net: nats at each t, and at all t together
 for name, model_mean in models.items():

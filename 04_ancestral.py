@@ -3,22 +3,24 @@
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
 """04 Ancestral sampling: from noise back to data, one Gaussian step at a time.
-The chain of lesson 02 goes from data x (time 0) to xu (time u), xt (time t) and noise (time T):
+The chain of lesson 02 goes from data x to xu (time u), xt (time t) and noise (eps, z ~ N(0, I)):
     xt = a x + s eps,  a^2 = abar[t], the product of all 1 - beta up to t,  s^2 = 1 - abar[t]
-    xt = sqrt(1 - beta) xu + sqrt(beta) z,  1 - beta = abar[t] / abar[u]    (eps, z ~ N(0, I))
-Here beta belongs to the whole way from u to t. Now walk back: given xt, where was xu? If x were
-known, there would be two hints: xu lies around a multiple of x, and xt lies around a multiple of
-xu. Each is a Gaussian and has a weight, 1 / variance. Bayes' rule multiplies them, and the product
-is a Gaussian again: its mean is the weighted mean, k x + k' xt, its weight the sum of both, its
-variance called beta-tilde. But x is not known. A net trained on squared error answers with the mean
-of all eps that fit xt. So x_hat = (xt - s eps_hat) / a is the mean of all x that fit xt, and
-k x_hat + k' xt the mean of all xu. But as x scatters, so does k x (law of total variance):
-    variance of xu given xt = beta-tilde + k^2 (variance of x given xt)
-If all data are one point, the last term is 0, and beta-tilde is right. If they are N(0, I), so is
-every xt, and the chain looks alike both ways: a step back has the mean sqrt(1 - beta) xt and the
-variance beta. Which is better for the moons is measured, C2.
+    xt = sqrt(1 - beta) xu + sqrt(beta) z,  1 - beta = abar[t] / abar[u] (of all steps from u to t)
+Now walk back: given xt, where was xu? If x were known, there would be two hints, both Gaussian:
+    xu = sqrt(abar[u]) x       + noise of variance 1 - abar[u]          (the prior for xu)
+    xu = xt / sqrt(1 - beta)   + noise of variance beta / (1 - beta)    (its likelihood)
+Bayes' rule multiplies them. The product is a Gaussian, too: in its mean, the hints have shares in
+proportion to 1 / variance, and its own 1 / variance is the sum of theirs. Its variance is called
+beta-tilde. But x is not known. A net trained on squared error answers with the mean of all eps that
+fit xt. So x_hat = (xt - s eps_hat) / a is the mean of all x that fit xt. The mean above is linear
+in x, so it stays right if x_hat stands for x. The variance does not: x scatters around x_hat.
+Beta-tilde is too small, unless all data are one point. Beta is right if the data are N(0, I): so is
+every xt then, and a step back is like one forth, of mean sqrt(1 - beta) xt and variance beta. (The
+mean alone would shrink all to a spot, see BREAK.) In short steps both are nearly the same; C2 takes
+long ones.
 A step must be short: over a long way xu may be on one moon or on the other, which is no Gaussian.
-C1 100 steps (--steps, --var) end as near the data as DDPM's 1000.  C2 In 10, beta beats beta-tilde.
+DDPM takes 1000 steps, and each waits for a call of the net. A tenth of them is enough here.
+C1 100 steps (--steps, --var) end as near to the data as 1000.  C2 In 10, beta beats beta-tilde.
 RUN    python 04_ancestral.py               (6 seconds)
 BREAK  python 04_ancestral.py --var zero    one small spot: C1 fails; so it does with --steps 3
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, equation 7, section 3.2, algorithm 2"""
@@ -34,8 +36,8 @@ parser.add_argument("--var", choices=VARS, default="beta", help="of a step's noi
 parser.add_argument("--iters", type=int, default=800, help="of training; 50 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
 args = parser.parse_args()
-if not 1 <= args.steps <= 200 or args.iters < 1 or args.seed < 0:
-    parser.error("--steps must be 1 to 200, --iters 1 or more, --seed 0 or more")
+if not 1 <= args.steps <= 1000 or args.iters < 1 or args.seed < 0:
+    parser.error("--steps must be 1 to 1000, --iters 1 or more, --seed 0 or more")
 torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data
@@ -58,10 +60,10 @@ def bayes(xt, x, t, u, abar):
     beta = 1 - abar[t] / abar[u]  # of the noise between u and t; beta[t] if u = t - 1
     from_x, var_x = abar[u].sqrt() * x, 1 - abar[u]  # mean and variance of xu by the first hint
     from_xt, var_xt = xt / (1 - beta).sqrt(), beta / (1 - beta)  # second hint, solved for xu
-    # The weights 1 / variance add up. At u = 0 the first is infinite: the second does not count.
-    beta_tilde = 1 / (1 / var_x + 1 / var_xt)  # = beta (1 - abar[u]) / (1 - abar[t])
-    share = beta_tilde / var_xt  # of the second hint in the sum of weights
-    mean = from_x + share * (from_xt - from_x)  # equation 7; k = (1 - share) sqrt(abar[u])
+    # In a product of Gaussians the weights 1 / variance add up, so 1 / beta_tilde is their sum:
+    beta_tilde = var_x * var_xt / (var_x + var_xt)
+    share = var_x / (var_x + var_xt)  # of the second hint; the narrower hint has the larger share
+    mean = from_x + share * (from_xt - from_x)  # equation 7
     return mean, beta, beta_tilde
 
 def ancestral(eps_net, xt, abar, n_steps, var):
@@ -71,7 +73,6 @@ def ancestral(eps_net, xt, abar, n_steps, var):
         eps_hat = eps_net(xt, t.expand(len(xt)))  # the net takes xt (B, 2) and t (B,)
         x_hat = (xt - (1 - abar[t]).sqrt() * eps_hat) / abar[t].sqrt()
         xt, beta, beta_tilde = bayes(xt, x_hat, t, u, abar)
-        # Without noise, each step shrinks xt a little, until a spot is left (--var zero).
         if var == "beta" and u > 0:  # at u = 0, the end, it would only be noise on the samples
             xt = xt + beta.sqrt() * torch.randn_like(xt)
         if var == "beta-tilde":  # it is 0 at u = 0
@@ -94,15 +95,14 @@ def train_eps(abar, iters):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if (i + 1) % max(1, iters // 8) == 0:
-            print(f"iter {i + 1:5d}  loss {loss:.3f}")
+    print(f"{iters} iterations, loss {loss:.3f}")
     return lambda xt, t: net(torch.cat([xt, t[:, None] / len(abar)], 1)).detach()
 abar = schedule(1000)[1]
 eps_net = train_eps(abar, args.iters)
 
 # --- measure
 def energy_distance(x, y):
-    """Distances between x and y (n, 2), minus those within each: 0 only for equal densities."""
+    """Twice the distance between clouds (n, 2), minus those within: 0 +- chance if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
 
@@ -117,7 +117,7 @@ def mean_distance(eps_net, abar, n_steps, var):
 noise, real = torch.randn(2000, 2), two_moons(2000)
 before = energy_distance(noise, real)
 chosen = mean_distance(eps_net, abar, args.steps, args.var)  # C1
-full = min(before, mean_distance(eps_net, abar, 1000, "beta"))  # never inf: chosen - inf would pass
+full = min(before, mean_distance(eps_net, abar, 1000, "beta"))  # noise's, if the net is too bad
 by_beta = mean_distance(eps_net, abar, 10, "beta")
 by_tilde = mean_distance(eps_net, abar, 10, "beta-tilde")  # C2
 
@@ -139,7 +139,7 @@ draw(10)  # always 10 at the start, as in C2: --steps and --var set C1's run onl
 slider.on_changed(draw)
 fig.savefig("04_ancestral.png", dpi=120)
 
-# --- claims: equal samplers differ by 0 +- .0015 (standard deviation); a bound is 4 times that
+# --- claims: two runs of one sampler differ by 0 +- .0015 (std); the bounds are 4 times that
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")

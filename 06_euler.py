@@ -5,14 +5,14 @@
 """06 Euler ODEs: from noise to data in a few steps along a learned velocity.
 Join noise eps (t = 0) and data x (t = 1) by a line, xt = t x + (1 - t) eps, with velocity x - eps.
 Many lines meet at one place and t. By squared error a net learns the mean of their velocities,
-v(xt, t) = E[x - eps | xt]. It is enough (continuity equation): what a region holds changes only by
-the flow through its walls, which is density times mean velocity. So noise that moves with v starts
-and stays distributed like the points xt, and ends as data. But v turns: at t = 0 it is E[x] - eps,
-as xt tells nothing of x. Later xt tells more. Too few steps miss. Reflow: carry each eps along v to
-the x that it reaches, and train a second net on lines between these. Paths along v never meet, as v
-has one value there. We see, not prove, that few of the new lines do: the loss that is left, the
-variance where they meet, is nearly 0. So the second v is nearly constant on a line: one step does.
-C1 --steps Euler steps lead nearer to data than noise is. C2 After reflow, one leads 5 times nearer.
+v(xt, t) = E[x - eps | xt]. Why is the mean enough? What a region holds changes only by the flow
+through its walls, which is density times mean velocity (continuity equation). So noise that moves
+with v starts and stays distributed like the points xt, and ends as data. But v turns: at t = 0 it
+is E[x] - eps, as eps tells nothing of x; later xt tells more. Too few steps miss.
+Reflow: carry each eps along v to the x that it reaches, and train a second net on lines between
+these. Now eps decides x. So at t = 0 the second v is x - eps, and one step leads to x.
+C1 After --steps Euler steps, samples are nearer to data than noise is.
+C2 After one step of the second net, they are 5 times nearer than noise.
 RUN    python 06_euler.py --steps 5    (6 seconds; --data FILE learns points of your own)
 BREAK  python 06_euler.py --steps 1    at t = 0 v is E[x] - eps, so all go to E[x]: C1 fails
 PAPER  Liu et al. 2022, arXiv 2209.03003, equation 1 (the loss) and algorithm 1 (reflow)"""
@@ -102,16 +102,16 @@ def train_velocity(x, eps, iters):  # learns v(xt, t) of lines from eps[i] to x[
         optimizer.step()
     print(f"{iters} iterations, loss {loss:.4f}")
     return lambda xt, t: net(torch.cat([xt, torch.full((len(xt), 1), t)], 1)).detach()
-eps = torch.randn_like(x)  # one for each x; 10,000 lines are too many to learn by heart
-first = train_velocity(x, eps, args.iters)  # the loss falls from 2 to 1.3 or 1.4: lines cross
+eps = torch.randn_like(x)  # a pair for each x, as in reflow; 10,000 are too many to learn by heart
+first = train_velocity(x, eps, args.iters)  # loss from 2 (v_hat = 0) to 1.4: many lines meet
 reached = solve(first, eps, 10, rk4)[-1]  # 10 steps of RK4 are as good as exact
-second = train_velocity(reached, eps, args.iters)  # reflow: the loss falls to nearly 0
+second = train_velocity(reached, eps, args.iters)  # reflow; loss near 0: few lines meet
 
 def energy_distance(x, y):
-    """Distances between x and y (n, 2), minus those within each: 0 only for equal densities."""
+    """Twice the distance between clouds (n, 2), minus those within: 0 +- chance if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
-before = after = reflow = 0  # means of four draws; one draw of data against data gives 0 +- .001
+before = after = reflow = 0  # means of four draws; one of data, not noise, has 0 +- .001
 for _ in range(4):  # the figure shows the last
     noise, real = torch.randn(2500, 2), x[torch.randint(len(x), (2500,))]
     before += energy_distance(noise, real) / 4  # of noise that has not moved
@@ -119,8 +119,8 @@ for _ in range(4):  # the figure shows the last
     reflow += energy_distance(solve(second, noise, 1, euler)[-1], real) / 4  # C2
 
 # --- figure
-fig, axes = plt.subplots(1, 4, sharex=True, sharey=True, figsize=(14, 3.7), layout="constrained")
-fig.suptitle(f"noise (black), {before:.2} from data (grey), goes to samples (blue; red if farther)")
+fig, axes = plt.subplots(1, 4, sharex=True, sharey=True, figsize=(14, 3.4), layout="constrained")
+fig.suptitle("noise (black) goes to samples (blue; red if farther from data, grey, than noise is)")
 slider = plt.Slider(plt.axes([0.4, 0.01, 0.2, 0.04]), "steps", 1, 50, valinit=args.steps, valstep=1)
 
 def draw(n_steps):
@@ -128,12 +128,12 @@ def draw(n_steps):
               ("RK4", first, rk4, n_steps, 4), ("Reflow", second, euler, 1, 1)]
     for ax, (name, v, step, n, calls) in zip(axes, panels):
         path = solve(v, noise, n, step)
-        distance = energy_distance(path[-1], real)
+        share = energy_distance(path[-1], real) / before
         ax.clear()
         ax.plot(*real.T, ".", color="0.7", ms=2)
-        ax.plot(*path[-1].T, ".", color="tab:blue" if distance < before else "tab:red", ms=2)
+        ax.plot(*path[-1].T, ".", color="tab:blue" if share < 1 else "tab:red", ms=2)
         ax.plot(path[:, :40, 0], path[:, :40, 1], "k.-", lw=0.5, ms=4, markevery=[0])  # dot: start
-        ax.set(title=f"{name} ({n * calls} calls of v): {max(distance, 0):.3f} from data", aspect=1)
+        ax.set(title=f"{name}, {n * calls} calls: {max(share, 0):.0%} as far as noise", aspect=1)
 draw(args.steps)
 slider.on_changed(lambda n: draw(int(n)))  # the slider gives a float
 fig.savefig("06_euler.png", dpi=120)
@@ -142,7 +142,7 @@ fig.savefig("06_euler.png", dpi=120)
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
-if not args.data:  # the bounds are those of the moons
+if not args.data:  # the bounds were set on the moons
     claim("C1", f"{args.steps} Euler steps, energy distance (bound: noise's)", after, "<", before)
     claim("C2", "one step after reflow (bound: a fifth of it)", reflow, "<", 0.2 * before)
 print("figure: 06_euler.png")

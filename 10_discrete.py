@@ -10,10 +10,10 @@ of all that may come (least squared error), a grey like none of them. Tokens dra
 not know of each other and may not fit. So a picture takes several calls, and each sees those kept:
     p(a, b, c) = p(a) p(b | a) p(c | a, b)    (chain rule, for tokens a, b, c in any order)
 In each call ONE net guesses all hidden tokens. Four methods differ in which guesses they keep:
-    AR (autoregressive): the next row       hybrid: the next row, and at last all the rest
+    AR (autoregressive): the next row       hybrid: the next row, in the last call all the rest
     MaskGIT: those the net is surest of     diffusion (its noise hides tokens): at random places
-C1 AR's pictures (16 calls) are ten times nearer to a real one than the mean of all 40 real ones is.
-C2 100 draws of AR, or the hybrid in half the calls, show over half of the 37 that fair draws show.
+C1 A picture by AR (16 calls) is ten times nearer to one of the 40 real ones than their mean is.
+C2 100 fair draws show 37 of the 40. AR, and the hybrid in half the calls, show over half as many.
 C3 In 8 calls MaskGIT draws more real pictures than diffusion, C4 but fewer different ones than AR.
 RUN    python 10_discrete.py             (9 seconds; sliders: calls, temperature)
 BREAK  python 10_discrete.py --calls 1   tokens of one call do not fit together: C2 and C3 fail
@@ -40,7 +40,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 FONTS = ["DejaVu Sans", "DejaVu Serif", "STIXGeneral", "cmss10"]  # they come with matplotlib
 def draw_digit(digit, font):
     """A digit in a font as a picture (16, 16): 0 is paper, 1 is ink."""
-    canvas = FigureCanvasAgg(Figure(figsize=(1, 1), dpi=16))  # one inch: 16 x 16 pixels
+    canvas = FigureCanvasAgg(Figure(figsize=(1, 1), dpi=16))  # one inch, 72 points: 16 pixels
     canvas.figure.text(0.5, 0.5, digit, font=font, size=80, ha="center", va="center_baseline")
     canvas.draw()
     return 1 - torch.tensor(canvas.buffer_rgba().tolist())[:, :, 0] / 255  # red, as all is grey
@@ -66,9 +66,9 @@ def train_unmask(tokens, iters):
         hidden = torch.rand(64, N) < t
         xt = torch.where(hidden, MASK, x)
         nats = nn.functional.cross_entropy(net(xt).transpose(1, 2), x, reduction="none")  # (64, N)
-        # Let t fall to 0, and reveal tokens one by one, at random: in a fall by 1 / 64, the share
-        # 1 / 64 / t of the hidden. So this is a picture's cost, when each token is guessed in turn.
-        loss = (nats * hidden / t).sum(1).mean()
+        # Reveal tokens in random order while t falls from 1 to 0. In each of 64 falls, a hidden one
+        # is next with probability 1 / 64 / t. Let each picture be at one of the 64. Then their sum
+        loss = (nats * hidden / t).sum(1).mean()  # is what a picture costs
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -89,13 +89,13 @@ def write(net, method, calls, temperature):
         keep = rest // left  # an equal share for each call: with 8 calls 2 2 2 2 2 2 2 2
         if method == "MaskGIT":
             # A guess of probability near 1 hardly depends on the others, so such guesses fit (C3).
-            # A token that few pictures have ranks low: drawn anew until it is a common one (C4).
+            # A rare token scores low and is not kept. The next call draws again, and so on (C4).
             score = p.log_prob(guess)
         elif method == "diffusion":
             score = torch.rand(100, 16)  # any place can score high
         else:  # AR and hybrid
             score = torch.arange(16, 0, -1.0).expand(100, 16)  # the top row scores highest
-            keep = 1 if left > 1 else rest  # 8 calls: 1 1 1 1 1 1 1 9; seven rows decide the rest
+            keep = 1 if left > 1 else rest  # 8 calls: 1 1 1 1 1 1 1 9; seven rows nearly decide it
         score = score.masked_fill(xt != MASK, -torch.inf)  # a kept token stays as it is
         place = score.topk(keep).indices  # (100, keep), where the scores are highest
         xt = xt.scatter(1, place, guess.gather(1, place))  # write the guesses at these places
@@ -137,7 +137,7 @@ calls.on_changed(draw)
 heat.on_changed(draw)
 fig.savefig("10_discrete.png", dpi=120)
 
-# --- claims (C3's counts, out of 100, differ by chance with a standard deviation of 7 at most)
+# --- claims. C3: a difference of two counts out of 100 has a standard deviation of 7 at most
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")

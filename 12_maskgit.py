@@ -43,7 +43,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 FONTS = ["DejaVu Sans", "DejaVu Serif", "STIXGeneral", "cmss10"]  # they come with matplotlib
 def draw_digit(digit, font):
     """A digit in a font as a picture (16, 16): 0 is paper, 1 is ink."""
-    canvas = FigureCanvasAgg(Figure(figsize=(1, 1), dpi=16))  # one inch: 16 x 16 pixels
+    canvas = FigureCanvasAgg(Figure(figsize=(1, 1), dpi=16))  # one inch, 72 points: 16 pixels
     canvas.figure.text(0.5, 0.5, digit, font=font, size=80, ha="center", va="center_baseline")
     canvas.draw()
     return 1 - torch.tensor(canvas.buffer_rgba().tolist())[:, :, 0] / 255  # red, as all is grey
@@ -73,9 +73,9 @@ def train_unmask(tokens, iters):
         hidden = torch.rand(64, N) < t
         xt = torch.where(hidden, MASK, x)
         nats = nn.functional.cross_entropy(net(xt).transpose(1, 2), x, reduction="none")  # (64, N)
-        # Let t fall to 0, and reveal tokens one by one, at random: in a fall by 1 / 64, the share
-        # 1 / 64 / t of the hidden. So this is a picture's cost, when each token is guessed in turn.
-        loss = (nats * hidden / t).sum(1).mean()
+        # Reveal tokens in random order while t falls from 1 to 0. In each of 64 falls, a hidden one
+        # is next with probability 1 / 64 / t. Let each picture be at one of the 64. Then their sum
+        loss = (nats * hidden / t).sum(1).mean()  # is what a picture costs
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

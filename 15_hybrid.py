@@ -5,18 +5,18 @@
 """15 Hybrid pipelines: a language model reads a caption, a flow draws the picture.
 In goes a caption, "right green left pink middle white". Out comes a flag with these three stripes.
 A language model (LM) learns to predict the next word of captions that tell each flag twice, in two
-different orders. So it must learn which colour belongs to which place. Then it is frozen. The
-vector that it makes of a word is the word's feature. A painter, a flow (lesson 06), draws the
-stripes and sees the six features of one telling only: their mean (pooled), each by attention
-(cross, lesson 08), or all in one sequence with the stripes (joint). The score is the share of
-stripes with the asked colour: 1/8 for a blind guess. If a painter knows WHAT colours to draw, but
-not WHERE, it draws them in a random order. A stripe gets its own colour in 1/3 of cases. Else it
-gets another stripe's, which is the same colour in 1 of 8 cases: 1/3 + 2/3 x 1/8 = 5/12. So
-"shuffled", the score after the stripes are shuffled, shows WHAT. The rest of the score is WHERE.
+orders. To predict a colour of the second telling, it must know which colour belongs to which place.
+Then it is frozen. The vector that it makes of a word is the word's feature. A painter, a flow
+(lesson 06), draws the stripes and sees the six features of one telling only: their mean (pooled),
+each by attention (cross, lesson 08), or all in one sequence with the stripes (joint). The score is
+the share of stripes with the asked colour: 1/8 for a blind guess. If a painter knows WHAT colours
+to draw, but not WHERE, it draws them in a random order. A stripe gets its own colour in 1/3 of
+cases, else another's, which is the same in 1 of 8 cases: 1/3 + 2/3 x 1/8 = 5/12. So "shuffled", the
+mean score over all orders of the stripes, tells of WHAT; the rest of the score, of WHERE.
 C1 Pooled beats a blind guess when shuffled: it has learned some of WHAT. C2 It scores no more when
 not shuffled: it has not found WHERE. (With --iters 2000 it finds some.) C3 Cross and joint score
 nearly 1. A likely reason for C2: the feature of "green" is roughly a sum, green + right. The mean
-of such sums is the same if two colours swap places, so WHERE is faint.
+of such sums stays the same if two colours swap places.
 RUN    python 15_hybrid.py         (10 seconds; slider: more flags)
 BREAK  python 15_hybrid.py --bag   all painters get words without context and order: C3 fails
 PAPER  DALL-E 2, arXiv 2204.06125 (pooled); Imagen, 2205.11487 (cross); SD3, 2403.03206 (joint)"""
@@ -28,7 +28,7 @@ from torch import nn
 # --- knobs
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--bag", action="store_true", help="a bag of words for all: breaks C3")
-parser.add_argument("--iters", type=int, default=200, help="per net; 50, 2000 fail (%(default)s)")
+parser.add_argument("--iters", type=int, default=200, help="per net; at 50 C3 fails (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
 args = parser.parse_args()
 if args.iters < 1 or args.seed < 0:
@@ -117,7 +117,7 @@ for interface, read in [(pooled, reader), (cross, reader), (joint, reader), (cro
     colour = torch.cdist(drawn[-1], PAINT).argmin(2)  # (800, 3, 8 distances) to (800, 3)
     score.append((colour == asked).float().mean().item())  # C1, C2, C3
     pairs = colour[:, :, None] == asked[:, None, :]  # (800, 3 stripes, 3 asked)
-    shuffled.append(pairs.float().mean().item())  # in a random order, any pair is as likely
+    shuffled.append(pairs.float().mean().item())  # all pairs are as frequent
 
 # --- figure: pixels (5 rows, 800 flags, 3 stripes + 1 grey, RGB), of which we see five flags
 fig, (left, chart) = plt.subplots(1, 2, figsize=(12, 5), width_ratios=[5, 2], layout="constrained")
@@ -127,7 +127,7 @@ left.hlines([0.5, 1.5, 2.5, 3.5], -0.5, 3200, color="0.75", lw=12)  # grey betwe
 left.set_yticks(range(5), ["asked", "pooled", "cross", "joint", "cross with\na bag of\nwords"])
 chart.barh(range(1, 5), score, color=["tab:blue" if s > 0.9 else "tab:red" for s in score])
 chart.plot(shuffled, range(1, 5), "ko")
-chart.set(title="stripes right (red: few)\ndot: mean over all orders", yticks=[], ylim=(4.5, -0.5))
+chart.set(title="stripes right (red: few)\ndot: shuffled", yticks=[], ylim=(4.5, -0.5))
 chart.set_xticks([1 / 8, 5 / 12, 1], ["blind\n1/8", "WHAT\n5/12", "all"])
 chart.grid(axis="x")
 slider = plt.Slider(chart.inset_axes([0.2, 0.9, 0.5, 0.06]), "flag  ", 0, 795, valinit=0, valstep=1)
