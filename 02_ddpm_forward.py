@@ -95,7 +95,7 @@ def best_eps(xt, a, s):
     var = (a * STD) ** 2 + s**2  # of xt - a mu = a (x - mu) + s eps, if x is from the place mu
     square = (xt[:, None] - a[:, None] * MU).square().sum(2)  # (B, 64, 2), summed to (B, 64)
     weight = (-square / (2 * var)).softmax(1)  # (B, 64), p(mu | xt): Bayes' rule for equal p(mu)
-    # Given mu, s eps is on average the share s^2 / var of xt - a mu. Averaged over mu, and over s:
+    # Given mu, s eps is on average the share s^2 / var of xt - a mu. Mean over mu, divided by s:
     return s / var * (xt - a * (weight @ MU))
 
 beta, abar = schedule(args.T)

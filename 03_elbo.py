@@ -11,11 +11,11 @@ p? Nobody can sum over all walks that end in x, but q draws walks that start the
     -log p(x) <= mean of log(q(walk given x) / p(walk and x))         (-log mean <= mean of -log)
 Minus the right side is the evidence lower bound, ELBO. The net is in p's steps alone. Each adds
     -log p(x_(t-1) | x_t) = |x_(t-1) - mean of p|^2 / (2 beta) + constant
-Given x_t and x, q's x_(t-1) scatters around a mean of its own. The square is on average its
-variance, a constant, plus |mean of q - mean of p|^2. So for each t the bound has a constant, plus
-    |mean of q - mean of p|^2 / (2 beta) = w |eps - eps_hat|^2    (see method)
-A net that finds the noise makes the bound small. DDPM's L_simple drops w, for better samples.
-C1 A net trained by L_simple is within a nat (the unit of natural logs) of the best possible bound.
+Given x_t and x, q's x_(t-1) scatters around a mean of its own. So, on average over q's walks,
+    |x_(t-1) - mean of p|^2 = variance of q's x_(t-1) + |mean of q - mean of p|^2
+No net can change the variance. If p's mean is q's with eps_hat in place of eps (step_mean),
+    |mean of q - mean of p|^2 / (2 beta) = w |eps - eps_hat|^2    (small if the noise is found)
+C1 A net trained by DDPM's L_simple, which drops w, is within a nat of the best possible bound.
 C2 Dropping w costs nats.   C3 Plain squared error on x, or on the mean itself, costs far more.
 RUN    python 03_elbo.py                (5 seconds; click on the net whose samples to see)
 BREAK  python 03_elbo.py --target mean  C1 is now about the mean and fails; its samples scatter
@@ -49,10 +49,10 @@ def two_moons(n):
 BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])[:, None]  # t = 0 .. 1000
 A = (1 - BETA).cumprod(0).sqrt()  # (1001, 1), as all three; xt = A[t] x + S[t] eps
 S = (1 - A**2).sqrt()
-# A step of q is xt = sqrt(1 - beta) xu + sqrt(beta) z, where xu is x_(t-1). So the noise s eps of
-# xt is sqrt(1 - beta) times that of xu, plus sqrt(beta) z. In a known sum of Gaussians of mean 0,
-# each is on average its share of the variance: sqrt(beta) z is beta / s^2 of s eps. Without it, xt
-# is sqrt(1 - beta) xu, hence
+# A step of q is xt = sqrt(1 - beta) xu + sqrt(beta) z, where xu is x_(t-1) with noise s_u eps_u. So
+#     s eps = sqrt(1 - beta) s_u eps_u + sqrt(beta) z
+# If a sum of Gaussians of mean 0 is known, each is on average its share of the variance: here the
+# last is (beta / s^2) s eps. Without it, xt is sqrt(1 - beta) xu:
 def step_mean(xt, noise, t):  # the mean of q for noise eps, the mean of p for eps_hat; t is (B,)
     return (xt - BETA[t] / S[t] * noise) / (1 - BETA[t]).sqrt()
 # The means differ by beta (eps - eps_hat) / (s sqrt(1 - beta)). The square divided by 2 beta has
@@ -63,8 +63,8 @@ def walk_back(model_mean, xt):  # p's walk from noise xt (n, 2) to samples (n, 2
         xt = model_mean(xt, torch.full((len(xt),), t)) + BETA[t].sqrt() * torch.randn_like(xt)
     return xt
 
-# --- train. Why C3: at t = 1 an error e of eps costs w |e|^2 = |e|^2 / 2 nats. One of the mean, and
-# the mean is x there, costs |e|^2 / (2 beta) = 5000 |e|^2: .014 in x costs as much as 1.4 in eps.
+# --- train. Why C3: at t = 1 an error e of eps costs w |e|^2 = |e|^2 / 2 nats. An error of the
+# mean (of x at t = 1) costs |e|^2 / (2 beta) = 5000 |e|^2: .014 in x costs as much as 1.4 in eps.
 def train_target(target, odds, iters, seed):  # to draw t by odds w is to weigh the loss by w
     torch.manual_seed(seed)  # the same seed for every net
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
@@ -100,7 +100,7 @@ def best_eps(xt, a, s):
     var = (a * STD) ** 2 + s**2  # of xt - a mu = a (x - mu) + s eps, if x is from the place mu
     square = (xt[:, None] - a[:, None] * MU).square().sum(2)  # (B, 64, 2), summed to (B, 64)
     weight = (-square / (2 * var)).softmax(1)  # (B, 64), p(mu | xt): Bayes' rule for equal p(mu)
-    # Given mu, s eps is on average the share s^2 / var of xt - a mu. Averaged over mu, and over s:
+    # Given mu, s eps is on average the share s^2 / var of xt - a mu. Mean over mu, divided by s:
     return s / var * (xt - a * (weight @ MU))
 
 t = torch.arange(1, 1001).repeat_interleave(64)  # (64000,): 1 1 ... 1 2 2 ... 2, each 64 times

@@ -5,7 +5,7 @@
 """04 Ancestral sampling: from noise back to data, one Gaussian step at a time.
 The chain of lesson 02 goes from data x to xu (time u), xt (time t) and noise (eps, z ~ N(0, I)):
     xt = a x + s eps,  a^2 = abar[t], the product of all 1 - beta up to t,  s^2 = 1 - abar[t]
-    xt = sqrt(1 - beta) xu + sqrt(beta) z,  1 - beta = abar[t] / abar[u] (of all steps from u to t)
+    xt = sqrt(1 - beta) xu + sqrt(beta) z,  1 - beta = abar[t] / abar[u], for all steps from u to t
 Now walk back: given xt, where was xu? If x were known, there would be two hints, both Gaussian:
     xu = sqrt(abar[u]) x       + noise of variance 1 - abar[u]          (the prior for xu)
     xu = xt / sqrt(1 - beta)   + noise of variance beta / (1 - beta)    (its likelihood)
@@ -73,7 +73,7 @@ def ancestral(eps_net, xt, abar, n_steps, var):
         eps_hat = eps_net(xt, t.expand(len(xt)))  # the net takes xt (B, 2) and t (B,)
         x_hat = (xt - (1 - abar[t]).sqrt() * eps_hat) / abar[t].sqrt()
         xt, beta, beta_tilde = bayes(xt, x_hat, t, u, abar)
-        if var == "beta" and u > 0:  # at u = 0, the end, it would only be noise on the samples
+        if var == "beta" and u > 0:  # none at the end: no step would take it off
             xt = xt + beta.sqrt() * torch.randn_like(xt)
         if var == "beta-tilde":  # it is 0 at u = 0
             xt = xt + beta_tilde.sqrt() * torch.randn_like(xt)
@@ -117,7 +117,7 @@ def mean_distance(eps_net, abar, n_steps, var):
 noise, real = torch.randn(2000, 2), two_moons(2000)
 before = energy_distance(noise, real)
 chosen = mean_distance(eps_net, abar, args.steps, args.var)  # C1
-full = min(before, mean_distance(eps_net, abar, 1000, "beta"))  # noise's, if the net is too bad
+full = min(before, mean_distance(eps_net, abar, 1000, "beta"))  # capped, or C1 would pass by inf
 by_beta = mean_distance(eps_net, abar, 10, "beta")
 by_tilde = mean_distance(eps_net, abar, 10, "beta-tilde")  # C2
 
@@ -139,7 +139,7 @@ draw(10)  # always 10 at the start, as in C2: --steps and --var set C1's run onl
 slider.on_changed(draw)
 fig.savefig("04_ancestral.png", dpi=120)
 
-# --- claims: two runs of one sampler differ by 0 +- .0015 (std); the bounds are 4 times that
+# --- claims: two runs of one sampler differ by 0 +- .0015 (measured); bounds are 4 times that
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")

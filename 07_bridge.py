@@ -6,15 +6,15 @@
 Both mix data and noise, xt = a x + s eps. DDPM's levels (a, s) lie on the arc a^2 + s^2 = 1, flow
 matching's on the chord a + s = 1. A point of the chord, divided by r = sqrt(a^2 + s^2), is a point
 of the arc with the same x and eps. So a net that finds the noise on the arc does so on the chord.
-Many x and eps may be behind one xt. The net learns eps_hat, the mean of these eps, and x_hat = (xt
-- s eps_hat) / a is the mean of these x. A step to the next level (a2, s2) moves xt, which is a
-x_hat + s eps_hat, to a2 x_hat + s2 eps_hat. This is the mean of the moves of all behind xt. As the
-flow through a wall is density times mean velocity, small steps lead noise to data. On the arc this
-is DDIM. On the chord, where a = t, xt moves by (t2 - t) (x_hat - eps_hat), as in lesson 06. DDPM's
-chain (lesson 04) puts new noise in place of a part of eps_hat; eta = 1 is as much, eta = 0 none.
+Many x and eps may be behind one xt. The net learns eps_hat, the mean of these eps, and
+x_hat = (xt - s eps_hat) / a is the mean of these x. A step to the next level (a2, s2) moves xt,
+which is a x_hat + s eps_hat, to a2 x_hat + s2 eps_hat: the mean of the moves of all behind xt. It
+is enough: what a region holds changes only by the flow through its walls, which is density times
+mean velocity. So in small steps noise stays distributed like xt, and ends as data. On the arc this
+is DDIM. On the chord, where a = t, xt moves by (t2 - t) (x_hat - eps_hat), as in lesson 06. eta = 1
+renews as much of the noise in each step as DDPM's chain (lesson 04), eta = 0 none.
 C1 One net, trained on the arc, leads noise to data on both. C2 In 10 steps eta = 0 ends nearer than
-eta = 1 (new noise suits short steps, lesson 04). C3 -eps_hat / s is the slope of log p(xt). For one
-x, p is a Gaussian around a x, and the slope is -eps / s. For many x it is the mean of theirs.
+eta = 1. C3 -eps_hat / s is the slope of log p(xt), a Gaussian's -eps / s for one x, else a mean.
 RUN    python 07_bridge.py             (6 seconds)
 BREAK  python 07_bridge.py --forget    xt is not divided by r, the chord misses: C1 and C3 fail
 PAPER  Song, Meng, Ermon 2020 (DDIM), arXiv 2010.02502, equations 12 and 16"""
@@ -65,11 +65,11 @@ def find_noise(net, xt, a, s, forget=False):
 def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
     """From xt (B, 2) at the level (a, s) to the next level (a2, s2), which is nearer to data."""
     x_hat = (xt - s * eps_hat) / a
-    # DDPM's chain goes from x2 = a2 x + s2 eps2 to xt = (a / a2) x2 + new noise. So s eps is
-    # (a / a2) s2 eps2 + new noise: eps and eps2, of variance 1 each, have the correlation
+    # DDPM's chain runs the other way, from x2 = a2 x + s2 eps2 to xt = (a / a2) x2 + new noise. So
+    # s eps is (a / a2) s2 eps2 + new noise: eps and eps2, of variance 1 each, have the correlation
     correlation = a / a2 * s2 / s
     fresh = eta * s2 * (1 - correlation**2).sqrt()  # the std of s2 eps2 given eps, equation 16
-    kept = (s2**2 - fresh**2).sqrt()  # the rest of the noise, so that variances add up to s2^2
+    kept = (s2**2 - fresh**2).sqrt()  # variances add up to s2^2; correlation * s2 if eta = 1
     return a2 * x_hat + kept * eps_hat + fresh * torch.randn_like(xt)  # equation 12
 
 def walk_path(net, xt, levels, eta, forget=False):  # from noise xt to data, (B, 2) each
@@ -107,8 +107,8 @@ chord_40 = energy_distance(walk_path(net, noise, chord(40), 0, args.forget), rea
 eta_0, eta_1 = [energy_distance(walk_path(net, noise, arc(10), eta), real) for eta in (0, 1)]  # C2
 a = s = torch.tensor(0.5)  # halfway on the chord, where r is smallest
 xt = (a * real + s * noise).requires_grad_()
-square = torch.cdist(xt, a * MU) ** 2  # (4000, 64)
-log_p = (-square / (2 * ((a * STD) ** 2 + s**2))).logsumexp(1)  # of 64 Gaussians, plus a constant
+var = (a * STD) ** 2 + s**2  # of xt around a place a mu
+log_p = (-torch.cdist(xt, a * MU) ** 2 / (2 * var)).logsumexp(1)  # 64 Gaussians, plus a constant
 slope, = torch.autograd.grad(log_p.sum(), xt)  # (4000, 2), exact
 score = -find_noise(net, xt.detach(), a, s, args.forget) / s
 missed = (score - slope).square().mean()  # C3

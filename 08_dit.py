@@ -14,7 +14,7 @@ itself. A matrix makes shift, scale and gate from t and y (adaLN).
 Why patches? The velocity contains eps, so the net must hand on 256 numbers of noise. 16 x 48 have
 room for them. If the whole picture is ONE token, it attends only to itself: an MLP of width 48.
 Sampling takes off what the net says is noise, so noise that does not fit in stays in the picture.
-Why do gates start at 0 (adaLN-Zero)? From 1, large steps let blocks add 100 times h, and h drowns.
+Why do gates start at 0 (adaLN-Zero)? From 1, at a high rate, blocks add 100 times their input h.
 C1 The DiT draws the digits that we want.   C2 The MLP leaves noise in them.
 C3 At twice the rate, 150 iterations teach a DiT with gates from 0, but not one with gates from 1.
 RUN    python 08_dit.py               (13 seconds)

@@ -10,12 +10,12 @@ digit in the goal. The net writes b words, its thoughts, then the goal, then the
 names a cell. With k = 3, b = 2, start 4, thoughts 7 and 2, and goal 0, this is
     input    A   B   4   7   2   0        cells 0 ... 8
     output           7   2   0   unused   the picture
+    hops             1   1   1   0        (a word's role says how many)
 The net, one layer of attention and an MLP, is called once for each word. The input 4 queries cell 4
-of A, and 7 comes out. Queries are made from what goes in, so this call cannot query cell 7. In the
-next call 7 goes in, and does. So each call is a hop, and b thoughts and the goal make b + 1 hops.
-The last call draws: each cell queries A, B and the goal, and none needs an answer first. Without
-thoughts, one call would have to make all hops. Nothing forbids it (the MLP may see all of A), but
-this net did not learn it. It guesses, at best among 7 cells, not start and not next: 1/7 is right.
+of A, and 7 comes out. Queries are made from what goes in, so this call cannot query cell 7, but the
+next can, as 7 goes in. So b thoughts and the goal make b + 1 hops. One more call draws: each cell
+queries A, B and the goal. With too few thoughts, the last word has to make several hops in one
+call. The MLP may see all of A, but did not learn it. It guesses among 7, not start, not next.
 C1 With k - 1 thoughts, 1 to 5 hops end in the right picture. (--thoughts is an upper limit.)
 C2 Without thoughts, after 2 to 5 hops the picture is right no more often than by such a guess.
 C3 The net follows a wrong thought. This is expected: it was trained to hop on from the last word.
@@ -49,7 +49,7 @@ def edit(A, B, goal):  # the right picture (n, 9): A with B's digit in one cell,
     return A.scatter(1, goal, B.gather(1, goal))
 
 # --- network: an input is a sum of learned vectors
-IN_A, IN_B, DRAW = 6, 7, 8  # roles; a word's is how many hops away its output is, 0 to 5
+IN_A, IN_B, DRAW = 6, 7, 8  # roles; 0 to 5 are a word's hops
 class Thinker(nn.Module):
     def __init__(self, width=64):
         super().__init__()

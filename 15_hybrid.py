@@ -9,14 +9,14 @@ orders. To predict a colour of the second telling, it must know which colour bel
 Then it is frozen. The vector that it makes of a word is the word's feature. A painter, a flow
 (lesson 06), draws the stripes and sees the six features of one telling only: their mean (pooled),
 each by attention (cross, lesson 08), or all in one sequence with the stripes (joint). The score is
-the share of stripes with the asked colour: 1/8 for a blind guess. If a painter knows WHAT colours
-to draw, but not WHERE, it draws them in a random order. A stripe gets its own colour in 1/3 of
-cases, else another's, which is the same in 1 of 8 cases: 1/3 + 2/3 x 1/8 = 5/12. So "shuffled", the
-mean score over all orders of the stripes, tells of WHAT; the rest of the score, of WHERE.
+the share of stripes with the asked colour: 1/8 for a blind guess. Its mean over all six orders of
+the drawn stripes ("shuffled") tells WHAT colours are there: if all are right, a stripe has its own
+colour in 1/3 of the orders, else another's, which is equal in 1 of 8 cases: 1/3 + 2/3 x 1/8 = 5/12.
+What the score is above that tells WHERE.
 C1 Pooled beats a blind guess when shuffled: it has learned some of WHAT. C2 It scores no more when
-not shuffled: it has not found WHERE. (With --iters 2000 it finds some.) C3 Cross and joint score
-nearly 1. A likely reason for C2: the feature of "green" is roughly a sum, green + right. The mean
-of such sums stays the same if two colours swap places.
+not shuffled: it has not found WHERE. C3 Cross and joint score nearly 1. Likely, C2 holds because
+the feature of "green" is roughly (at --iters 2000 less so) a sum, green + right. The mean cannot
+tell a swap: (green + right) + (pink + left) = (pink + right) + (green + left).
 RUN    python 15_hybrid.py         (10 seconds; slider: more flags)
 BREAK  python 15_hybrid.py --bag   all painters get words without context and order: C3 fails
 PAPER  DALL-E 2, arXiv 2204.06125 (pooled); Imagen, 2205.11487 (cross); SD3, 2403.03206 (joint)"""
@@ -109,7 +109,7 @@ def sample_flags(painter, features):
     return xt
 
 lm = train(LanguageModel(), captions, tell(known), args.iters)
-reader = lm.word if args.bag else lm  # lm.word, a vector for each word, knows no context: a bag
+reader = lm.word if args.bag else lm  # lm.word knows no context: a bag. Painter 4 gets it, too
 drawn, score, shuffled = [PAINT[asked]], [], []
 for interface, read in [(pooled, reader), (cross, reader), (joint, reader), (cross, lm.word)]:
     painter = train(Painter(interface), PAINT[known], read(captions), args.iters)
@@ -117,7 +117,7 @@ for interface, read in [(pooled, reader), (cross, reader), (joint, reader), (cro
     colour = torch.cdist(drawn[-1], PAINT).argmin(2)  # (800, 3, 8 distances) to (800, 3)
     score.append((colour == asked).float().mean().item())  # C1, C2, C3
     pairs = colour[:, :, None] == asked[:, None, :]  # (800, 3 stripes, 3 asked)
-    shuffled.append(pairs.float().mean().item())  # all pairs are as frequent
+    shuffled.append(pairs.float().mean().item())  # six orders: each pair comes twice
 
 # --- figure: pixels (5 rows, 800 flags, 3 stripes + 1 grey, RGB), of which we see five flags
 fig, (left, chart) = plt.subplots(1, 2, figsize=(12, 5), width_ratios=[5, 2], layout="constrained")
