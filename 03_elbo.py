@@ -51,8 +51,8 @@ A = (1 - BETA).cumprod(0).sqrt()  # (1001, 1), as all three; xt = A[t] x + S[t] 
 S = (1 - A**2).sqrt()
 # A step of q is xt = sqrt(1 - beta) xu + sqrt(beta) z, where xu is x_(t-1) with noise s_u eps_u. So
 #     s eps = sqrt(1 - beta) s_u eps_u + sqrt(beta) z
-# If a sum of Gaussians of mean 0 is known, each is on average its share of the variance: here the
-# last is (beta / s^2) s eps. Without it, xt is sqrt(1 - beta) xu:
+# If a sum of independent Gaussians of mean 0 is known, each is on average its share (of variance)
+# of it: sqrt(beta) z is (beta / s^2) s eps. Without it, xt is sqrt(1 - beta) xu:
 def step_mean(xt, noise, t):  # the mean of q for noise eps, the mean of p for eps_hat; t is (B,)
     return (xt - BETA[t] / S[t] * noise) / (1 - BETA[t]).sqrt()
 # The means differ by beta (eps - eps_hat) / (s sqrt(1 - beta)). The square divided by 2 beta has

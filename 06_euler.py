@@ -8,9 +8,9 @@ Many lines meet at one place and t. By squared error a net learns the mean of th
 v(xt, t) = E[x - eps | xt]. Why is the mean enough? What a region holds changes only by the flow
 through its walls, which is density times mean velocity (continuity equation). So noise that moves
 with v starts and stays distributed like the points xt, and ends as data. But v turns: at t = 0 it
-is E[x] - eps, as eps tells nothing of x; later xt tells more. Too few steps miss.
-Reflow: carry each eps along v to the x that it reaches, and train a second net on lines between
-these. Now eps decides x. So at t = 0 the second v is x - eps, and one step leads to x.
+is E[x] - eps, as eps tells nothing of x; later xt tells more. Too few steps miss. Reflow: carry
+each eps along v to the x that it reaches, and train a second net on lines between these. Now eps
+tells x, as near eps reach near x. So at t = 0 the second v is x - eps, and one step leads to x.
 C1 After --steps Euler steps, samples are nearer to data than noise is.
 C2 After one step of the second net, they are 5 times nearer than noise.
 RUN    python 06_euler.py --steps 5    (6 seconds; --data FILE learns points of your own)
@@ -52,7 +52,7 @@ def read_points(path):  # (n, 2): two columns of a table, or the dark pixels of 
     assert path.endswith((".csv", ".tsv", ".txt")), "not .csv, .tsv, .txt, .npy, .png or .jpg"
     points = []
     for number, line in enumerate(open(path, encoding="utf-8-sig").read().strip().splitlines(), 1):
-        comma = "." if ";" in line or "\t" in line else " "  # the comma in "1,5; 2,5" is a point
+        comma = "." if ";" in line or "\t" in line else " "  # in "1,5; 2,5" it is decimal
         try:
             points.append([float(n) for n in line.replace(",", comma).replace(";", " ").split()])
         except ValueError:
@@ -102,7 +102,7 @@ def train_velocity(x, eps, iters):  # learns v(xt, t) of lines from eps[i] to x[
         optimizer.step()
     print(f"{iters} iterations, loss {loss:.4f}")
     return lambda xt, t: net(torch.cat([xt, torch.full((len(xt), 1), t)], 1)).detach()
-eps = torch.randn_like(x)  # a pair for each x, as in reflow; 10,000 are too many to learn by heart
+eps = torch.randn_like(x)  # random pairs, too many to learn by heart
 first = train_velocity(x, eps, args.iters)  # loss from 2 (v_hat = 0) to 1.4: many lines meet
 reached = solve(first, eps, 10, rk4)[-1]  # 10 steps of RK4 are as good as exact
 second = train_velocity(reached, eps, args.iters)  # reflow; loss near 0: few lines meet
@@ -111,7 +111,7 @@ def energy_distance(x, y):
     """Twice the distance between clouds (n, 2), minus those within: 0 +- chance if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
-before = after = reflow = 0  # means of four draws; one of data, not noise, has 0 +- .001
+before = after = reflow = 0  # means of four draws; two clouds of data have 0 +- .001
 for _ in range(4):  # the figure shows the last
     noise, real = torch.randn(2500, 2), x[torch.randint(len(x), (2500,))]
     before += energy_distance(noise, real) / 4  # of noise that has not moved

@@ -14,7 +14,7 @@ In each call ONE net guesses all hidden tokens. Four methods differ in which gue
     MaskGIT: those the net is surest of     diffusion (its noise hides tokens): at random places
 C1 A picture by AR (16 calls) is ten times nearer to one of the 40 real ones than their mean is.
 C2 100 fair draws show 37 of the 40. AR, and the hybrid in half the calls, show over half as many.
-C3 In 8 calls MaskGIT draws more real pictures than diffusion, C4 but fewer different ones than AR.
+C3 In 8 calls MaskGIT draws one of the 40 more often than diffusion, C4 but fewer different than AR.
 RUN    python 10_discrete.py             (9 seconds; sliders: calls, temperature)
 BREAK  python 10_discrete.py --calls 1   tokens of one call do not fit together: C2 and C3 fail
 PAPER  arXiv 2202.04200, section 3.2 (MaskGIT); 2107.03006, section 3 (absorbing diffusion)"""
@@ -66,9 +66,9 @@ def train_unmask(tokens, iters):
         hidden = torch.rand(64, N) < t
         xt = torch.where(hidden, MASK, x)
         nats = nn.functional.cross_entropy(net(xt).transpose(1, 2), x, reduction="none")  # (64, N)
-        # Reveal tokens in random order while t falls from 1 to 0. In each of 64 falls, a hidden one
-        # is next with probability 1 / 64 / t. Let each picture be at one of the 64. Then their sum
-        loss = (nats * hidden / t).sum(1).mean()  # is what a picture costs
+        # A picture costs the nats of each token when it is revealed. While t falls by 1 / 64, each
+        # hidden one is, with probability 1 / 64 / t. Picture k is at the k-th t: the mean adds up.
+        loss = (nats * hidden / t).sum(1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

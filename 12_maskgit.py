@@ -73,9 +73,9 @@ def train_unmask(tokens, iters):
         hidden = torch.rand(64, N) < t
         xt = torch.where(hidden, MASK, x)
         nats = nn.functional.cross_entropy(net(xt).transpose(1, 2), x, reduction="none")  # (64, N)
-        # Reveal tokens in random order while t falls from 1 to 0. In each of 64 falls, a hidden one
-        # is next with probability 1 / 64 / t. Let each picture be at one of the 64. Then their sum
-        loss = (nats * hidden / t).sum(1).mean()  # is what a picture costs
+        # A picture costs the nats of each token when it is revealed. While t falls by 1 / 64, each
+        # hidden one is, with probability 1 / 64 / t. Picture k is at the k-th t: the mean adds up.
+        loss = (nats * hidden / t).sum(1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

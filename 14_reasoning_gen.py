@@ -15,8 +15,8 @@ The net, one layer of attention and an MLP, is called once for each word. The in
 of A, and 7 comes out. Queries are made from what goes in, so this call cannot query cell 7, but the
 next can, as 7 goes in. So b thoughts and the goal make b + 1 hops. One more call draws: each cell
 queries A, B and the goal. With too few thoughts, the last word has to make several hops in one
-call. The MLP may see all of A, but did not learn it. It guesses among 7, not start, not next.
-C1 With k - 1 thoughts, 1 to 5 hops end in the right picture. (--thoughts is an upper limit.)
+call. This net did not learn to. It guesses: of 7 cells (not start, not next), one is right.
+C1 With k - 1 thoughts, 1 to 5 hops end in the right picture. (--thoughts limits the test only.)
 C2 Without thoughts, after 2 to 5 hops the picture is right no more often than by such a guess.
 C3 The net follows a wrong thought. This is expected: it was trained to hop on from the last word.
 RUN    python 14_reasoning_gen.py                 (13 seconds; sliders: hops, thoughts, wrong)

@@ -14,9 +14,9 @@ the drawn stripes ("shuffled") tells WHAT colours are there: if all are right, a
 colour in 1/3 of the orders, else another's, which is equal in 1 of 8 cases: 1/3 + 2/3 x 1/8 = 5/12.
 What the score is above that tells WHERE.
 C1 Pooled beats a blind guess when shuffled: it has learned some of WHAT. C2 It scores no more when
-not shuffled: it has not found WHERE. C3 Cross and joint score nearly 1. Likely, C2 holds because
-the feature of "green" is roughly (at --iters 2000 less so) a sum, green + right. The mean cannot
-tell a swap: (green + right) + (pink + left) = (pink + right) + (green + left).
+not shuffled: in 200 iterations it has not found WHERE. C3 Cross and joint score nearly 1. Likely,
+C2 holds because the feature of "green" is roughly a sum, green + right. The mean cannot tell a
+swap: (green + right) + (pink + left) = (pink + right) + (green + left).
 RUN    python 15_hybrid.py         (10 seconds; slider: more flags)
 BREAK  python 15_hybrid.py --bag   all painters get words without context and order: C3 fails
 PAPER  DALL-E 2, arXiv 2204.06125 (pooled); Imagen, 2205.11487 (cross); SD3, 2403.03206 (joint)"""
@@ -109,7 +109,7 @@ def sample_flags(painter, features):
     return xt
 
 lm = train(LanguageModel(), captions, tell(known), args.iters)
-reader = lm.word if args.bag else lm  # lm.word knows no context: a bag. Painter 4 gets it, too
+reader = lm.word if args.bag else lm  # lm.word knows no context: a bag. Painter 4 is its control
 drawn, score, shuffled = [PAINT[asked]], [], []
 for interface, read in [(pooled, reader), (cross, reader), (joint, reader), (cross, lm.word)]:
     painter = train(Painter(interface), PAINT[known], read(captions), args.iters)
