@@ -18,7 +18,7 @@ points xt, and ends as data. In one step all would end at E[x], as v is E[x] - e
 C1 The worth of a guess is .187 in two dimensions and falls as .187^(d/2) in d.
 C2 A net that is asked once, at t = 0, sends all noise to the mean of the data.
 C3 The same kind of net, asked again in each of --steps steps, turns noise into data.
-RUN    python 01_problem.py              (6 seconds)
+RUN    python 01_problem.py              (5 seconds)
 BREAK  python 01_problem.py --steps 1    the path is one step: all noise goes to the mean, C3 fails
 PAPER  Owen 2013, Monte Carlo, section 9.3 (weights); Lipman et al. 2022, arXiv 2210.02747"""
 import argparse

@@ -16,7 +16,7 @@ Squared error makes a net learn their mean, eps_hat. With it, lesson 04 walks ba
 C1 At every t, the noise in a chain that was really run, (xt - a x) / s, is Gaussian.
 C2 At t = T hardly anything is left of x: the chain has reached N(0, I), where sampling starts.
 C3 A net that saw only the closed form finds the noise in chains nearly as well as the exact mean.
-RUN    python 02_ddpm_forward.py          (5 seconds)
+RUN    python 02_ddpm_forward.py          (6 seconds)
 BREAK  python 02_ddpm_forward.py --T 50   C2 fails: beta ends at .02, so 50 steps leave a = .78
        python 02_ddpm_forward.py --noise uniform   C1 fails at t = 1 (a sum of many looks Gaussian)
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, equations 2, 4 and 14"""

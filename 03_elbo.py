@@ -13,10 +13,10 @@ Minus the right side is the evidence lower bound, ELBO. The net is in p's steps 
     -log p(x_(t-1) | x_t) = |x_(t-1) - mean of p|^2 / (2 beta) + constant
 Given x_t and x, q's x_(t-1) scatters around a mean of its own. So, on average over q's walks,
     |x_(t-1) - mean of p|^2 = variance of q's x_(t-1) + |mean of q - mean of p|^2
-No net can change the variance. If p's mean is q's with eps_hat in place of eps (step_mean),
+No net can change the variance. If p's mean is q's with the net's eps_hat for eps (step_mean),
     |mean of q - mean of p|^2 / (2 beta) = w |eps - eps_hat|^2    (small if the noise is found)
 C1 A net trained by DDPM's L_simple, which drops w, is within a nat of the best possible bound.
-C2 Dropping w costs nats.   C3 Plain squared error on x, or on the mean itself, costs far more.
+C2 Dropping w costs nats (DDPM did, for better samples). C3 Training on x or mean costs far more.
 RUN    python 03_elbo.py                (5 seconds; click on the net whose samples to see)
 BREAK  python 03_elbo.py --target mean  C1 is now about the mean and fails; its samples scatter
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, equations 5 to 14 and table 2"""

@@ -16,7 +16,7 @@ A transformer learns to predict each token of the target from all tokens before 
 to look (attend) at place 1, and writes the word 4. At this it looks at place 2. Last comes <end>.
 All tokens of a digit share its place, so a look finds it in any medium, behind any other marker.
 C1 One net writes each medium from each.  C2 It reads half picture, half sound, a mix it never saw.
-RUN    python 13_unified.py                 (11 seconds; slider: over 6 digits, untrained, it fails)
+RUN    python 13_unified.py                 (10 seconds; slider: over 6 digits, untrained, it fails)
 BREAK  python 13_unified.py --markers off   one marker for all cannot say what to write: C1, C2 fail
 PAPER  Chameleon, arXiv 2405.09818 (words and pictures); LWM, 2402.08268 (and films)"""
 import argparse

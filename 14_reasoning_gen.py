@@ -12,14 +12,14 @@ names a cell. With k = 3, b = 2, start 4, thoughts 7 and 2, and goal 0, this is
     output           7   2   0   unused   the picture
     hops             1   1   1   0        (a word's role says how many)
 The net, one layer of attention and an MLP, is called once for each word. The input 4 queries cell 4
-of A, and 7 comes out. Queries are made from what goes in, so this call cannot query cell 7, but the
-next can, as 7 goes in. So b thoughts and the goal make b + 1 hops. One more call draws: each cell
-queries A, B and the goal. With too few thoughts, the last word has to make several hops in one
-call. This net did not learn to. It guesses: of 7 cells (not start, not next), one is right.
+of A, and 7 comes out. One layer makes all queries before any answer: 7 cannot query in this call,
+but in the next, where it goes in. So b thoughts and the goal make b + 1 hops. One more call draws:
+each cell queries A, B and the goal. With too few thoughts, only the MLP could make several hops in
+one call. This net did not learn to. It guesses: of 7 cells (not start, not next), one is right.
 C1 With k - 1 thoughts, 1 to 5 hops end in the right picture. (--thoughts limits the test only.)
 C2 Without thoughts, after 2 to 5 hops the picture is right no more often than by such a guess.
 C3 The net follows a wrong thought. This is expected: it was trained to hop on from the last word.
-RUN    python 14_reasoning_gen.py                 (13 seconds; sliders: hops, thoughts, wrong)
+RUN    python 14_reasoning_gen.py                 (12 seconds; sliders: hops, thoughts, wrong)
 BREAK  python 14_reasoning_gen.py --thoughts 0    the net guesses from 2 hops on: C1 fails
 PAPER  arXiv 2201.11903 (chain of thought), 2310.07923 (steps in series), 2405.09818 (Chameleon)"""
 import argparse
