@@ -6,9 +6,9 @@
 A net can learn a number for every x, high where data are. To become a density, it must be divided
 by its sum over all of space, and nobody can form that sum for pictures. And even if p_data were
 known, guessing would fail: draw guesses from an easy prior, N(0, I), and weigh each by w = p_data /
-prior (importance sampling). A few guesses get nearly all the weight, so that one is worth only
-E[w]^2 / E[w^2] real draws (effective sample size). If the data are d / 2 independent points of a
-plane, the weights multiply, and so do these factors.
+prior (importance sampling). A few guesses get nearly all the weight: on average, a guess is worth
+only E[w]^2 / E[w^2] real draws (effective sample size). If the data are d / 2 independent points of
+a plane, the weights multiply, and so does the worth.
 The way out is a path, because a velocity needs no sum over space. Join noise eps from the prior to
 data x by a line, xt = t x + (1 - t) eps: a point on it moves with x - eps. A net learns this from
 xt and t by squared error, and so the mean of all lines there, v(xt, t) = E[x - eps | xt]. It is

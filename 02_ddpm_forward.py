@@ -12,7 +12,8 @@ The sum of two independent Gaussians is Gaussian, and variances add. With s^2 = 
 So x_t has the same form, with (1 - beta) a^2 in place of a^2. After t steps, in closed form,
     xt = a x + s eps,  a^2 = abar[t] = (1 - beta[1]) ... (1 - beta[t]),  s^2 = 1 - abar[t]
 This gives a training point at any t without a chain. As x is not known, many eps fit one xt.
-Squared error makes a net learn their mean, eps_hat. With it, lesson 04 walks back.
+Squared error makes a net learn their mean, eps_hat. With it x_hat = (xt - s eps_hat) / a is the
+mean of all x that fit, and for a small step back (lesson 04) a mean is enough.
 C1 At every t, the noise in a chain that was really run, (xt - a x) / s, is Gaussian.
 C2 At t = T hardly anything is left of x: the chain has reached N(0, I), where sampling starts.
 C3 A net that saw only the closed form finds the noise in chains nearly as well as the exact mean.

@@ -73,14 +73,14 @@ def train_unmask(tokens, iters):
         hidden = torch.rand(64, N) < t
         xt = torch.where(hidden, MASK, x)
         nats = nn.functional.cross_entropy(net(xt).transpose(1, 2), x, reduction="none")  # (64, N)
-        # A picture costs the nats of each token when it is revealed. While t falls by 1 / 64, each
-        # hidden one is, with probability 1 / 64 / t. Picture k is at the k-th t: the mean adds up.
+        # A picture costs the nats of each token when it is revealed. While t falls by 1 / 64, a
+        # hidden one is revealed with probability 1 / 64 / t. Picture k is at the k-th t, so
+        # the mean, a 64th of the sum over k, is the cost of all 64 falls.
         loss = (nats * hidden / t).sum(1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if (i + 1) % max(1, iters // 8) == 0:
-            print(f"iter {i + 1:5d}  loss {loss:.2f} nats a picture (at least log 40 = 3.69)")
+    print(f"{iters} iterations, loss {loss:.2f} nats a picture (on average at least log 40 = 3.69)")
     return net.requires_grad_(False)
 net = train_unmask(tokens, args.iters)
 

@@ -13,7 +13,7 @@ picture (the source), then in words (the target), and 42 as a picture and a soun
     token  <image>  37 38 39 40  <end>  <audio>  14 19  <end>  <text>  4  2  <end>
     place     0      1  1  1  1    0       0      2  2    0       0    1  2    0
 A transformer learns to predict each token of the target from all tokens before it. At <text> it has
-to look (attend) at place 1, and writes the word 4. At this it looks at place 2. Last comes <end>.
+to look (attend) at place 1, and writes the word 4. At the 4 it looks at place 2. Last comes <end>.
 All tokens of a digit share its place, so a look finds it in any medium, behind any other marker.
 C1 One net writes each medium from each.  C2 It reads half picture, half sound, a mix it never saw.
 RUN    python 13_unified.py                 (10 seconds; slider: over 6 digits, untrained, it fails)
@@ -92,16 +92,16 @@ def train_documents(net, iters):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if (i + 1) % max(1, iters // 7) == 0:
-            print(f"iter {i + 1:4d}  loss {loss:.4f}")
+    print(f"{iters} iterations, loss {loss:.4f}")
     return net.requires_grad_(False)
 net = train_documents(TokenNet(61), args.iters)
 
 # --- sample and measure
 def reply(net, source, target):
-    """Target (B, N, 2) with new tokens behind its first, a marker, written one after the other."""
+    """What the net writes behind the first token of target (B, N, 2), a marker: (B, N, 2). Of the
+    rest it sees nothing, but the places of the tokens that it has written already."""
     target = target.clone()
-    for n in range(1, target.shape[1]):  # no place from n on is shown: when to <end> is not told
+    for n in range(1, target.shape[1]):
         target[:, n, 0] = net(source, target[:, :n])[:, -1].argmax(1)  # the likeliest token
     return target
 def share_right(net, source, target):  # the share of the B numbers without any mistake
@@ -112,7 +112,7 @@ right = [share_right(net, segment(digits, a), segment(digits, b)) for a, b in PA
 mixed = torch.cat([segment(digits[:, :3], "image"), segment(digits[:, 3:], "audio", first=4)], 1)
 mixed_right = [share_right(net, mixed, segment(digits, medium)) for medium in SPELL]  # C2
 
-# --- figure: tables turn tokens into pixels, waves and words (Chameleon has a net for its pictures)
+# --- figure: tables turn tokens into pixels, waves and words (Chameleon has a VQ, lesson 11)
 HERTZ = torch.tensor([697, 770, 852, 941, 1209, 1336, 1477])  # of 4 rows and 3 columns of keys
 WAVES = (2 * torch.pi * HERTZ[:, None] * torch.arange(800) / 8000).sin()  # 800 of 8000 a second
 WORDS = "zero one two three four five six seven eight nine ? ? ? <end>".split() + 47 * ["?"]
