@@ -3,10 +3,10 @@
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
 """03 From a bound to a loss: why a net that finds the noise is a model of the data.
-Lesson 02's chain q walks from data x to noise: x_t = sqrt(1 - beta) x_(t-1) + sqrt(beta) z, with z
-~ N(0, I). A model p walks back from x_1000 ~ N(0, I). It draws x_(t-1) from a Gaussian of variance
-beta, DDPM's choice, around a mean that a net computes from x_t. How probable is x for p? Nobody can
-sum over all walks that end in x, but q draws walks that start there:
+Lesson 02's chain q walks from data x to noise: x_t = sqrt(1 - beta) x_(t-1) + sqrt(beta) z, in all
+x_t = a x + s eps (z, eps ~ N(0, I)). A model p walks back from x_1000 ~ N(0, I). It draws x_(t-1)
+from a Gaussian of variance beta, DDPM's choice, around a mean from a net. How probable is x for p?
+Nobody can sum over all walks that end in x, but q draws walks that start there:
     p(x) = mean of p(walk and x) / q(walk given x), over walks of q   (importance sampling, 01)
     -log p(x) <= mean of log(q(walk given x) / p(walk and x))         (-log mean <= mean of -log)
 Minus the right side is the evidence lower bound, ELBO. As p(walk and x) is a product of steps, its
@@ -54,8 +54,8 @@ S = (1 - A**2).sqrt()
 def step_mean(xt, noise, t):  # the mean of q for noise eps, the mean of p for eps_hat; t is (B,)
     return (xt - BETA[t] / S[t] * noise) / (1 - BETA[t]).sqrt()
 # A term of the bound is -log p(xu | xt) = |xu - mean of p|^2 / (2 beta) + constant. On average over
-# q's xu the square is the variance of xu, where no net can help, plus |mean of q - mean of p|^2. By
-# step_mean this is (beta / s)^2 |eps - eps_hat|^2 / (1 - beta). So a term is w |eps - eps_hat|^2:
+# q's xu, given xt and x, the square is their variance (fixed) plus |mean of q - mean of p|^2.
+# By step_mean it is (beta / s)^2 |eps - eps_hat|^2 / (1 - beta). A term is w |eps - eps_hat|^2:
 W = BETA[1:] / (2 * (1 - BETA[1:]) * S[1:] ** 2)  # (1000, 1), the w of t = 1 .. 1000
 
 def walk_back(model_mean, xt):  # p's walk from noise xt (n, 2) to samples (n, 2)
@@ -64,7 +64,7 @@ def walk_back(model_mean, xt):  # p's walk from noise xt (n, 2) to samples (n, 2
     return xt
 
 # --- train. Why C3: at t = 1, s^2 is beta, and an error e of eps costs w |e|^2, about |e|^2 / 2. An
-# error of the mean, there x, costs |e|^2 / (2 beta) = 5000 |e|^2: .014 in x costs as much as 1.4.
+# error of the mean, there x, costs |e|^2 / (2 beta) = 5000 |e|^2: .014 in x cost as 1.4 in eps.
 def train_target(target, odds, iters, seed):  # to draw t by odds w is to weigh the loss by w
     torch.manual_seed(seed)  # the same seed for every net
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
@@ -142,7 +142,7 @@ fig.savefig("03_elbo.png", dpi=120)
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
-claim("C1", f"nats lost, target {args.target} (eps_hat = 0: 11)", total[args.target], "<", 1)
+claim("C1", f"nats lost, target {args.target} (if it answers 0: 11)", total[args.target], "<", 1)
 claim("C2", "dropping w, nats (20 seeds .08 to .2)", total["eps"] - total["eps with w"], ">", 0.04)
 claim("C3", "nats lost by x or mean (20 seeds 12 to 39)", min(total["x"], total["mean"]), ">", 5)
 print("figure: 03_elbo.png")
