@@ -64,7 +64,7 @@ def walk_back(model_mean, xt):  # p's walk from noise xt (n, 2) to samples (n, 2
     return xt
 
 # --- train. Why C3: at t = 1, s^2 is beta, and an error e of eps costs w |e|^2, about |e|^2 / 2. An
-# error of the mean, there x, costs |e|^2 / (2 beta) = 5000 |e|^2: .014 in x cost as 1.4 in eps.
+# error of the mean, x there, costs |e|^2 / (2 beta) = 5000 |e|^2: .014 costs as much as 1.4 in eps.
 def train_target(target, odds, iters, seed):  # to draw t by odds w is to weigh the loss by w
     torch.manual_seed(seed)  # the same seed for every net
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
