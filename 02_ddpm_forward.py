@@ -9,14 +9,14 @@ Suppose x_(t-1) = a x + s eps, eps ~ N(0, I), s^2 = 1 - a^2. (At t = 0, a is 1 a
     x_t = sqrt(1 - beta) a x + [ sqrt(1 - beta) s eps + sqrt(beta) z ]
 The sum of two independent Gaussians is Gaussian, and variances add. With s^2 = 1 - a^2 put in,
     variance of [ ] = (1 - beta) s^2 + beta = (1 - beta) (1 - a^2) + beta = 1 - (1 - beta) a^2
-So x_t has the same form, with (1 - beta) a^2 in place of a^2. After t steps, in closed form,
+So x_t has the same form, with (1 - beta) a^2 for a^2 and a new eps. After t steps, in closed form,
     xt = a x + s eps,  a^2 = abar[t] = (1 - beta[1]) ... (1 - beta[t]),  s^2 = 1 - abar[t]
 This gives a training point at any t without a chain. As x is not known, many eps fit one xt.
-Squared error makes a net learn their mean, eps_hat. With it x_hat = (xt - s eps_hat) / a is the
-mean of all x that fit, and for a small step back (lesson 04) a mean is enough.
+Squared error makes a net learn their mean, eps_hat. With it, x_hat = (xt - s eps_hat) / a is the
+mean of all x that fit. As in lesson 01, small steps need no more (lesson 04).
 C1 At every t, the noise in a chain that was really run, (xt - a x) / s, is Gaussian.
 C2 At t = T hardly anything is left of x: the chain has reached N(0, I), where sampling starts.
-C3 A net that saw only the closed form finds the noise in chains nearly as well as the exact mean.
+C3 A net that saw only the closed form finds the noise in chains nearly as well as best_eps does.
 RUN    python 02_ddpm_forward.py          (6 seconds)
 BREAK  python 02_ddpm_forward.py --T 50   C2 fails: beta ends at .02, so 50 steps leave a = .78
        python 02_ddpm_forward.py --noise uniform   C1 fails at t = 1 (a sum of many looks Gaussian)
@@ -127,7 +127,7 @@ def draw(_):
     beta, abar = schedule(T)
     path = simulate(two_moons(2500), beta, radio.value_selected)
     for ax, cloud, t in zip(axes, clouds, (0, T // 10, 3 * T // 10, T)):
-        a2 = abar[t].item()  # at t = T, C2 fails above 0.001
+        a2 = abar[t].item()  # C2 at t = T: -log(1 - a2), about a2, is under .001
         ax.set_title(f"t = {t}\nvariance: {a2:.2g} data, {1 - a2:.2g} noise")
         cloud.set(data=path[t].T, color="tab:red" if t == T and a2 > 0.001 else "0.6")
     first = noise_of(path, abar)[0]  # (2500, 2), t = 1; C1 fails above a gap of 0.04

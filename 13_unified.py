@@ -4,10 +4,10 @@
 # ///
 """13 Unified-token transformers: one net reads and writes words, pictures and sounds.
 A number can be written in words, as a picture, or as the sound of telephone keys. All three become
-rows of tokens, which are integers. A digit is one word, four vertical strips of a picture, or two
-tones, as a key sounds one tone for its row and one for its column. So 4 is the word 4, or strips 37
-38 39 40, or tones 15 18. The net gets these integers only, never pixels or waves. Here is 41 as a
-picture (the source), then in words (the target), and 42 as a picture and a sound, then in words:
+rows of tokens, integers, and the net gets only these, never pixels or waves. A digit is one word,
+four vertical strips of a picture (from 21 on), or two tones, for its key's row (from 14 on) and
+column (from 18 on). So 4 is the word 4, or strips 37 38 39 40, or tones 15 18. Here is 41 as a
+picture (source), then in words (target), and 42 as a picture and a sound, then in words:
     token  <image>  37 38 39 40  25 26 27 28  <end>  <text>  4  1  <end>
     place     0      1  1  1  1   2  2  2  2    0       0    1  2    0
     token  <image>  37 38 39 40  <end>  <audio>  14 19  <end>  <text>  4  2  <end>
