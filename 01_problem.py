@@ -91,7 +91,7 @@ path = train_mean_velocity(1, args.iters)  # all t; no loss gets to 0, as lines 
 
 # --- measure
 def energy_distance(x, y):
-    """Twice the distance between clouds (n, 2), minus those within: 0 +- chance if alike."""
+    """Twice the mean distance between clouds (n, 2), minus those within: 0 +- chance if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
 # In d dimensions the data are d / 2 independent points of the moons.

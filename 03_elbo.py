@@ -49,7 +49,7 @@ A = (1 - BETA).cumprod(0).sqrt()  # (1001, 1), as all three; xt = A[t] x + S[t] 
 S = (1 - A**2).sqrt()
 # Where was xu, u = t - 1, given xt and x? As xt = sqrt(1 - beta) xu + sqrt(beta) z = a x + s eps,
 #     s eps = sqrt(1 - beta) (noise of xu) + sqrt(beta) z
-# This sum of two independent Gaussians of mean 0 is known. On average, each is its share of the sum
+# This sum of independent Gaussians of mean 0 is given. On average, each is its share of the sum,
 # by variance: sqrt(beta) z is (beta / s^2) s eps. Without it, xt is sqrt(1 - beta) xu:
 def step_mean(xt, noise, t):  # the mean of q for noise eps, the mean of p for eps_hat; t is (B,)
     return (xt - BETA[t] / S[t] * noise) / (1 - BETA[t]).sqrt()
@@ -142,7 +142,7 @@ fig.savefig("03_elbo.png", dpi=120)
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
-claim("C1", f"nats lost, target {args.target} (if it answers 0: 11)", total[args.target], "<", 1)
+claim("C1", f"nats lost, target {args.target} (eps_hat = 0 loses 11)", total[args.target], "<", 1)
 claim("C2", "dropping w, nats (20 seeds .08 to .2)", total["eps"] - total["eps with w"], ">", 0.04)
 claim("C3", "nats lost by x or mean (20 seeds 12 to 39)", min(total["x"], total["mean"]), ">", 5)
 print("figure: 03_elbo.png")

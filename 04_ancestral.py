@@ -102,7 +102,7 @@ eps_net = train_eps(abar, args.iters)
 
 # --- measure
 def energy_distance(x, y):
-    """Twice the distance between clouds (n, 2), minus those within: 0 +- chance if alike."""
+    """Twice the mean distance between clouds (n, 2), minus those within: 0 +- chance if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
 

@@ -108,7 +108,7 @@ reached = solve(first, eps, 10, rk4)[-1]  # 10 steps of RK4 are as good as exact
 second = train_velocity(reached, eps, args.iters)  # reflow; loss near 0: few lines meet
 
 def energy_distance(x, y):
-    """Twice the distance between clouds (n, 2), minus those within: 0 +- chance if alike."""
+    """Twice the mean distance between clouds (n, 2), minus those within: 0 +- chance if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
 before = after = reflow = 0  # means of four draws; two clouds of data have 0 +- .001

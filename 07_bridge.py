@@ -14,7 +14,7 @@ mean velocity. So in small steps noise stays distributed like xt, and ends as da
 is DDIM. On the chord, where a = t, xt moves by (t2 - t) (x_hat - eps_hat), as in lesson 06. eta = 1
 renews as much of the noise in each step as DDPM's chain (lesson 04), eta = 0 none.
 C1 One net, trained on the arc, leads noise to data on both. C2 In 10 steps eta = 0 ends nearer than
-eta = 1. C3 -eps_hat / s is the slope of log p(xt), a Gaussian's -eps / s for one x, else a mean.
+eta = 1. C3 -eps_hat / s is the slope of log p(xt), a Gaussian's -eps / s, or the mean of many.
 RUN    python 07_bridge.py             (6 seconds)
 BREAK  python 07_bridge.py --forget    xt is not divided by r, the chord misses: C1 and C3 fail
 PAPER  Song, Meng, Ermon 2020 (DDIM), arXiv 2010.02502, equations 12 and 16"""
@@ -96,7 +96,7 @@ def train_on_arc(iters):  # returns the net for find_noise, (B, 3) -> (B, 2)
     return net.requires_grad_(False)
 
 def energy_distance(x, y):
-    """Twice the distance between clouds (n, 2), minus those within: 0 +- chance if alike."""
+    """Twice the mean distance between clouds (n, 2), minus those within: 0 +- chance if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
 net = train_on_arc(args.iters)

@@ -10,7 +10,7 @@ holds changes only by the flow through its walls, which is density times mean ve
 that moves with the mean in tiny steps starts and stays distributed like the mixes: its exact ends
 are data. The net also reads a label, upper or lower moon. One in five is wrong, so samples for
 "upper" lie on the upper moon 4 to 1. Guidance takes v_blank + w (v_label - v_blank). As the
-difference climbs log p(label | xt), it is like w labels: about 4^w to 1. This v is no mean.
+difference climbs log p(label | xt), it is like w labels: 4^w to 1, roughly: v is no mean now.
 C1 Schedule: Euler misses the exact ends by less at equal angles (cosine schedule) than at DDPM's.
 C2 Solver: a step of Heun asks for v twice. With half of Euler's steps it still misses by less.
 C3 Guidance: with w = 2, samples for "upper" are closer to the upper moon than with w = 1 (none).
@@ -104,7 +104,7 @@ def train_labelled(iters):
 
 # --- measure
 def energy_distance(x, y):
-    """Twice the distance between clouds (n, 2), minus those within: 0 +- chance if alike."""
+    """Twice the mean distance between clouds (n, 2), minus those within: 0 +- chance if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
 v = train_labelled(args.iters)

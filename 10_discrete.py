@@ -14,7 +14,7 @@ In each call ONE net guesses all hidden tokens. Four methods differ in which gue
     MaskGIT: those the net is surest of     diffusion (its noise hides tokens): at random places
 C1 A picture by AR (16 calls) is ten times nearer to one of the 40 real ones than their mean is.
 C2 100 fair draws show 37 of the 40. AR, and the hybrid in half the calls, show over half as many.
-C3 In 8 calls MaskGIT draws one of the 40 more often than diffusion, C4 but fewer different than AR.
+C3 In 8 calls MaskGIT hits one of the 40 more often than diffusion, C4 but fewer of them than AR.
 RUN    python 10_discrete.py             (6 seconds; sliders: calls, temperature)
 BREAK  python 10_discrete.py --calls 1   tokens of one call do not fit together: C2 and C3 fail
 PAPER  arXiv 2202.04200, section 3.2 (MaskGIT); 2107.03006, section 3 (absorbing diffusion)"""

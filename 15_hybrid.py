@@ -109,7 +109,7 @@ def sample_flags(painter, features):
     return xt
 
 lm = train(LanguageModel(), captions, tell(known), args.iters)
-reader = lm.word if args.bag else lm  # lm.word knows no context: a bag. Painter 4 is its control
+reader = lm.word if args.bag else lm  # lm.word knows no context: a bag, always for painter 4
 drawn, score, shuffled = [PAINT[asked]], [], []
 for interface, read in [(pooled, reader), (cross, reader), (joint, reader), (cross, lm.word)]:
     painter = train(Painter(interface), PAINT[known], read(captions), args.iters)
