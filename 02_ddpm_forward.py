@@ -11,14 +11,14 @@ The sum of two independent Gaussians is Gaussian, and variances add. With s^2 = 
     variance of [ ] = (1 - beta) s^2 + beta = (1 - beta) (1 - a^2) + beta = 1 - (1 - beta) a^2
 So x_t has the same form, with (1 - beta) a^2 for a^2 and a new eps. After t steps, in closed form,
     xt = a x + s eps,  a^2 = abar[t] = (1 - beta[1]) ... (1 - beta[t]),  s^2 = 1 - abar[t]
-This gives a training point at any t without a chain. As x is not known, many eps fit one xt.
-Squared error makes a net learn their mean, eps_hat. With it, x_hat = (xt - s eps_hat) / a is the
-mean of all x that fit. As in lesson 01, small steps need no more (lesson 04).
+So a training point needs no chain. To generate, we must walk back from noise. A net sees xt and t,
+not x, and has to guess eps. Many fit, and by squared error it learns their mean, eps_hat. Then
+x_hat = (xt - s eps_hat) / a is the mean of all x that fit: enough for short steps back (lesson 04).
 C1 At every t, the noise in a chain that was really run, (xt - a x) / s, is Gaussian.
 C2 At t = T hardly anything is left of x: the chain has reached N(0, I), where sampling starts.
 C3 A net that saw only the closed form finds the noise in chains nearly as well as best_eps does.
 RUN    python 02_ddpm_forward.py          (6 seconds)
-BREAK  python 02_ddpm_forward.py --T 50   C2 fails: beta ends at .02, so 50 steps leave a = .78
+BREAK  python 02_ddpm_forward.py --T 50   C2 fails: 50 steps with these beta leave a = .78
        python 02_ddpm_forward.py --noise uniform   C1 fails at t = 1 (a sum of many looks Gaussian)
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, equations 2, 4 and 14"""
 import argparse
@@ -39,8 +39,8 @@ torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
-MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), places on a half circle
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 is the std of the data, x and y pooled
+MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2); -MOON hooks into it
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 makes the std of the data 1
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -93,10 +93,11 @@ def cdf_gap(z):
 
 def best_eps(xt, a, s):
     """E[eps | xt], the mean of all eps that fit xt: (B, 2). Its loss is the lowest. a, s (B, 1)."""
-    var = (a * STD) ** 2 + s**2  # of xt - a mu = a (x - mu) + s eps, if x is from the place mu
-    square = (xt[:, None] - a[:, None] * MU).square().sum(2)  # (B, 64, 2), summed to (B, 64)
-    weight = (-square / (2 * var)).softmax(1)  # (B, 64), p(mu | xt): Bayes' rule for equal p(mu)
-    # Given mu, s eps is on average the share s^2 / var of xt - a mu. Mean over mu, divided by s:
+    off = xt[:, None] - a[:, None] * MU  # (B, 1, 2) - (B, 1, 1) * (64, 2), so (B, 64, 2)
+    var = (a * STD) ** 2 + s**2  # of off = a (x - mu) + s eps, if x is from the place mu
+    weight = (-off.square().sum(2) / (2 * var)).softmax(1)  # (B, 64), p(mu | xt): Bayes' rule
+    # Of a known sum of independent Gaussians, each is on average its share of the variance. So
+    # given mu, s eps is s^2 / var off. Divide by s, and take the mean of off over mu:
     return s / var * (xt - a * (weight @ MU))
 
 beta, abar = schedule(args.T)
@@ -104,8 +105,8 @@ eps_net = train_eps(abar, args.iters)
 path = simulate(two_moons(2500), beta, args.noise)
 noise = noise_of(path, abar)
 gap = cdf_gap(noise.flatten(1)).max()  # C1; (T, 5000): the worst of 1000 Gaussian rows is at .03
-# C2: KL of N(a x, s^2 I) to N(0, I) in two dimensions is (a^2 |x|^2 + 2 s^2 - 2) / 2 - log s^2
-kl = -(1 - abar[-1, 0]).log()  # nats; the rest is 0, as |x|^2 is on average 2, and a^2 + s^2 = 1
+# C2: KL of N(a x, s^2 I) to N(0, I) is (a^2 |x|^2 + 2 s^2 - 2) / 2 - log s^2. On average |x|^2 = 2:
+kl = -(1 - abar[-1, 0]).log()  # nats; the rest is 0, as a^2 + s^2 = 1
 t, chain = torch.randint(1, args.T + 1, (100000,)), torch.randint(2500, (100000,))  # at random
 xt, eps = path[t, chain], noise[t - 1, chain]  # (100000, 2); noise begins at t = 1, path at t = 0
 best = best_eps(xt, abar[t].sqrt(), (1 - abar[t]).sqrt())
@@ -117,8 +118,7 @@ fig, axes = plt.subplots(1, 5, figsize=(14, 4), gridspec_kw={"left": 0.03, "righ
 plt.setp(axes, aspect="equal", xlim=(-4, 4), ylim=(-4, 4))
 clouds = [ax.plot([], [], ".", ms=2)[0] for ax in axes]  # draw puts in the points
 axes[4].set_title("noise in the chain at t = 1\n(uniform noise: a red square)")
-length = Slider(plt.axes([0.3, 0.03, 0.4, 0.04]), "steps T (red: data are left at T)  ",
-                10, 1000, valinit=args.T, valstep=10)
+length = Slider(plt.axes([0.3, 0.03, 0.4, 0.04]), "T (red: data left)  ", 10, 1000, valinit=args.T)
 radio = RadioButtons(plt.axes([0.85, 0.01, 0.1, 0.12]), ["gauss", "uniform"])
 
 def draw(_):

@@ -9,17 +9,15 @@ The chain of lesson 02 goes from data x to xu (time u), xt (time t) and noise (e
 Now walk back: given xt, where was xu? If x were known, there would be two hints, both Gaussian:
     xu = sqrt(abar[u]) x       + noise of variance 1 - abar[u]          (the prior for xu)
     xu = xt / sqrt(1 - beta)   + noise of variance beta / (1 - beta)    (its likelihood)
-Bayes' rule multiplies them. The product is a Gaussian, too: in its mean, the hints have shares in
-proportion to 1 / variance, and its own 1 / variance is the sum of theirs. Its variance is called
-beta-tilde. But x is not known. A net trained on squared error answers with the mean of all eps that
-fit xt. So x_hat = (xt - s eps_hat) / a is the mean of all x that fit xt. The mean above is linear
-in x, so it stays right if x_hat stands for x. The variance does not: x scatters around x_hat.
-Beta-tilde is too small, unless all data are one point. Beta is right if the data are N(0, I): so is
-every xt then, and a step back is like one forth, of mean sqrt(1 - beta) xt and variance beta. (The
-mean alone would shrink all to a spot, see BREAK.) In short steps both are nearly the same; C2 takes
-long ones.
-A step must be short: over a long way xu may be on one moon or on the other, which is no Gaussian.
-DDPM takes 1000 steps, and each waits for a call of the net. A tenth of them is enough here.
+Bayes' rule multiplies them. The product is a Gaussian, too: the hints have shares in its mean in
+proportion to 1 / variance, and its own 1 / variance is the sum of theirs. So its variance is
+    beta_tilde = beta (1 - abar[u]) / (1 - abar[t])    (the paper's name)
+But x is not known. By squared error, a net learns the mean of all eps that fit xt, eps_hat. Then
+x_hat = (xt - s eps_hat) / a is the mean of all x that fit, and stands for x: as the mean of xu is
+linear in x, this is right on average. The variance must be larger than beta_tilde, as x scatters.
+Beta is the simple choice, right if the data are N(0, I). In short steps the two hardly differ, C2
+takes long ones. With no variance at all, xu has less spread than xt in each step: a spot is left.
+Why 1000 steps? After a long step back, xu may be on one moon or on the other, which is no Gaussian.
 C1 100 steps (--steps, --var) end as near to the data as 1000.  C2 In 10, beta beats beta-tilde.
 RUN    python 04_ancestral.py               (6 seconds)
 BREAK  python 04_ancestral.py --var zero    one small spot: C1 fails; so it does with --steps 3
@@ -42,8 +40,8 @@ torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
-MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), places on a half circle
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 is the std of the data, x and y pooled
+MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2); -MOON hooks into it
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 makes the std of the data 1
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -73,7 +71,7 @@ def ancestral(eps_net, xt, abar, n_steps, var):
         eps_hat = eps_net(xt, t.expand(len(xt)))  # the net takes xt (B, 2) and t (B,)
         x_hat = (xt - (1 - abar[t]).sqrt() * eps_hat) / abar[t].sqrt()
         xt, beta, beta_tilde = bayes(xt, x_hat, t, u, abar)
-        if var == "beta" and u > 0:  # none at the end: no step would take it off
+        if var == "beta" and u > 0:  # none at the end, as in algorithm 2
             xt = xt + beta.sqrt() * torch.randn_like(xt)
         if var == "beta-tilde":  # it is 0 at u = 0
             xt = xt + beta_tilde.sqrt() * torch.randn_like(xt)
@@ -102,12 +100,12 @@ eps_net = train_eps(abar, args.iters)
 
 # --- measure
 def energy_distance(x, y):
-    """Twice the mean distance between clouds (n, 2), minus those within: 0 +- chance if alike."""
+    """|Difference of the Fourier transforms|^2 of clouds (n, 2), summed: 0 +- chance if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
 
 def mean_distance(eps_net, abar, n_steps, var):
-    """Mean energy distance of three draws to data. Real data: 0 +- .001 (standard deviation)."""
+    """Mean energy distance of three draws to data. For real data it is 0, with a std of .001."""
     total = 0
     for _ in range(3):
         samples = ancestral(eps_net, torch.randn(1500, 2), abar, n_steps, var)
@@ -117,7 +115,8 @@ def mean_distance(eps_net, abar, n_steps, var):
 noise, real = torch.randn(2000, 2), two_moons(2000)
 before = energy_distance(noise, real)
 chosen = mean_distance(eps_net, abar, args.steps, args.var)  # C1
-full = min(before, mean_distance(eps_net, abar, 1000, "beta"))  # capped, or C1 would pass by inf
+full = mean_distance(eps_net, abar, 1000, "beta")
+full = min(full, before)  # with a bad net, 1000 steps may end anywhere; C1 must not pass by that
 by_beta = mean_distance(eps_net, abar, 10, "beta")
 by_tilde = mean_distance(eps_net, abar, 10, "beta-tilde")  # C2
 
@@ -126,7 +125,7 @@ fig, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
 slider = plt.Slider(plt.axes([0.3, 0.03, 0.4, 0.04]), "steps", 1, 100, valinit=10, valstep=1)
 
 def draw(n_steps):
-    fig.suptitle(f"{n_steps:.0f} steps (noise: {before:.3f} from data; samples no nearer are red)")
+    fig.suptitle(f"{n_steps:.0f} steps (red: no nearer to data than noise is, {before:.3f})")
     for ax, var in zip(axes, VARS):
         x = ancestral(eps_net, noise, abar, int(n_steps), var)
         distance = energy_distance(x, real)
@@ -139,12 +138,12 @@ draw(10)  # always 10 at the start, as in C2: --steps and --var set C1's run onl
 slider.on_changed(draw)
 fig.savefig("04_ancestral.png", dpi=120)
 
-# --- claims: two runs of one sampler differ by 0 +- .0015 (measured); bounds are 4 times that
+# --- claims: chance alone gives these differences a std of .0015; the bounds are 4 times that
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
-claim("C1", f"{args.steps} steps minus 1000 (std by chance .0015)", chosen - full, "<", 0.006)
-claim("C2", "10 steps, beta-tilde minus beta (std by chance .0015)", by_tilde - by_beta, ">", 0.006)
+claim("C1", f"energy distance, {args.steps} steps minus 1000", chosen - full, "<", 0.006)
+claim("C2", "the same, 10 steps with beta-tilde minus beta", by_tilde - by_beta, ">", 0.006)
 print("figure: 04_ancestral.png")
 if plt.get_backend().lower() != "agg":  # no window without a display
     plt.show()

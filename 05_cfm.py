@@ -4,15 +4,16 @@
 # ///
 """05 Flow matching: pick a path from noise to data, then learn the velocity that follows it.
 Join noise eps and data x by a line, xt = t x + (1 - t) eps. At time t the points xt of all pairs
-have a density p: noise at t = 0, data at t = 1. We want a velocity v(xt, t) such that points that
-start as noise and move with v have this density at every t. Moving points never appear or vanish,
-so where p rises, more points flow in than out. This is the continuity equation:
-    dp/dt = -div(p v)
-It holds for the points that go to one x: at a place xt they all have eps = (xt - t x) / (1 - t) and
-one velocity, dxt/dt = x - eps. Densities and flows add up. So it holds for all points, if p v is
+have a density p: noise at t = 0, data at t = 1. We want a velocity v(xt, t) that moves noise such
+that it has this density at every t. Points never vanish: where p rises, more flow in than out,
+    dp/dt = -div(p v)    (continuity equation)
+All points together have many velocities at one place, but those that go to one x have one: there
+eps = (xt - t x) / (1 - t), and dxt/dt = x - eps. So they obey the equation with their own density.
+Densities and flows add up, so all points obey it together, if their p v is
     p v = sum over x of (density of points that go to x) (x - eps)
-Divided by p, this is a mean, v = E[x - eps | xt]. Noise that moves with v has the same start and
-the same equation, and both settle the rest: this p. On real data, x - eps teaches v to a net:
+Divided by p, this is a mean, v = E[x - eps | xt]. Noise that moves with v starts with this p, and
+the equation says how p changes from each moment to the next. So it keeps this p, up to the data.
+x - eps teaches v to a net. Over all pairs that meet at one xt and t,
     mean of |net - (x - eps)|^2 = |net - v|^2 + mean of |v - (x - eps)|^2
 (the mixed term is 0, since x - eps has mean v). The last term does not depend on the net.
 C1 The mean obeys the continuity equation at every place and time.
@@ -38,8 +39,8 @@ torch.set_default_dtype(torch.float64)  # 16 digits, so that C1's error is 0 or 
 
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
-MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), places on a half circle
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 is the std of the data, x and y pooled
+MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2); -MOON hooks into it
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 makes the std of the data 1
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -48,12 +49,12 @@ def two_moons(n):
 # --- method
 def exact_means(xt, a, s):
     """E[x | xt] and E[eps | xt] of the moons, (B, 2) each, for xt = a x + s eps; a, s (B, 1)."""
-    var = (a * STD) ** 2 + s**2  # of xt around a mu, if its x came from the Gaussian at mu
-    square = (xt[:, None] - a[:, None] * MU).square().sum(2)  # (B, 64, 2), summed to (B, 64)
-    weight = (-square / (2 * var)).softmax(1)  # (B, 64), p(mu | xt): Bayes' rule for equal p(mu)
+    off = xt[:, None] - a[:, None] * MU  # (B, 1, 2) - (B, 1, 1) * (64, 2), so (B, 64, 2)
+    var = (a * STD) ** 2 + s**2  # of off = a (x - mu) + s eps, if x is from the place mu
+    weight = (-off.square().sum(2) / (2 * var)).softmax(1)  # (B, 64), p(mu | xt): Bayes' rule
     centre = weight @ MU  # (B, 2), the mean of mu
-    rest = xt - a * centre  # (B, 2), the mean of a (x - mu) + s eps, a sum of independent Gaussians
-    # In a known sum of Gaussians, each is on average its share of the variance. Divide by a and s:
+    rest = xt - a * centre  # (B, 2), the mean of off. Of a known sum of independent Gaussians, each
+    # is on average its share of the variance: s^2 / var for s eps. Divided by s, and by a:
     return centre + a * STD**2 / var * rest, s / var * rest
 
 def mean_target(xt, t, share=1):
@@ -101,8 +102,7 @@ def train_mean(share, iters):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if (i + 1) % max(1, iters // 8) == 0:
-            print(f"iter {i + 1:5d}  loss {loss:.3f}")
+    print(f"{iters} iterations, loss {loss:.3f}")
     return net
 
 # --- measure
@@ -119,7 +119,7 @@ off = (landed - carry(mean_target, eps)).norm(dim=1).mean()  # C2
 # --- figure
 fig, (flows, learned, wrong) = plt.subplots(1, 3, figsize=(13, 4.8))
 fig.subplots_adjust(left=0.05, right=0.99, bottom=0.2, top=0.93)
-slider = plt.Slider(plt.axes([0.3, 0.03, 0.4, 0.03]), "share", 0, 1, valinit=0)  # 0: broken
+slider = plt.Slider(plt.axes([0.3, 0.03, 0.4, 0.03]), "share", 0, 1, valinit=0)  # starts broken
 learned.plot(x[:, 0], x[:, 1], ".", color="0.7", ms=2)
 learned.plot(landed[:, 0], landed[:, 1], ".", color="tab:blue" if off < STD else "tab:red", ms=2)
 learned.set(title="the net carries noise to data (grey)", xlim=(-3, 3), ylim=(-3, 3))
@@ -143,7 +143,7 @@ fig.savefig("05_cfm.png", dpi=120)
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
-claim("C1", "relative error of the equation (a v 10 % too slow has .1)", error, "<", 1e-10)
+claim("C1", "relative error of the equation (0.9 v would have .1)", error, "<", 1e-10)
 claim("C2", "mean distance to where exact v ends (bound: a moon's STD)", off, "<", STD)
 print("figure: 05_cfm.png")
 if plt.get_backend().lower() != "agg":  # no window without a display

@@ -4,17 +4,16 @@
 # ///
 """06 Euler ODEs: from noise to data in a few steps along a learned velocity.
 Join noise eps (t = 0) and data x (t = 1) by a line, xt = t x + (1 - t) eps, with velocity x - eps.
-Many lines meet at one place and t. By squared error a net learns the mean of their velocities,
-v(xt, t) = E[x - eps | xt]. Why is the mean enough? What a region holds changes only by the flow
-through its walls, which is density times mean velocity (continuity equation). So noise that moves
-with v starts and stays distributed like the points xt, and ends as data. But v turns: at t = 0 it
-is E[x] - eps, as eps tells nothing of x; later xt tells more. Too few steps miss. Reflow: carry
-each eps along v to the x that it reaches, and train a second net on lines between these. Now eps
-tells x, as near eps reach near x. So at t = 0 the second v is x - eps, and one step leads to x.
+Where lines meet, a net learns, by squared error, the mean of their velocities, v = E[x - eps | xt].
+Why is the mean enough? The density in a small box changes only by the flow through its walls, and
+flow is density times mean velocity. Noise has the density of the points xt at t = 0. If it moves
+with v, both change alike at each moment, so it ends as data. But v turns: at t = 0 it is
+E[x] - eps, as eps tells nothing of x yet. Few steps miss. Reflow: carry each eps along v to its end
+x, and train a second net on these pairs. Now eps decides x: at t = 0 v is x - eps, all in one step.
 C1 After --steps Euler steps, samples are nearer to data than noise is.
 C2 After one step of the second net, they are 5 times nearer than noise.
 RUN    python 06_euler.py --steps 5    (6 seconds; --data FILE learns points of your own)
-BREAK  python 06_euler.py --steps 1    at t = 0 v is E[x] - eps, so all go to E[x]: C1 fails
+BREAK  python 06_euler.py --steps 1    all go to E[x], where no data are: C1 fails
 PAPER  Liu et al. 2022, arXiv 2209.03003, equation 1 (the loss) and algorithm 1 (reflow)"""
 import argparse
 import matplotlib.pyplot as plt
@@ -36,8 +35,8 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 
 # --- data: two moons, or points of your own
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
-MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), places on a half circle
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 is the std of the data, x and y pooled
+MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2); -MOON hooks into it
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 makes the std of the data 1
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -45,16 +44,18 @@ def two_moons(n):
 
 def read_points(path):  # (n, 2): two columns of a table, or the dark pixels of a picture
     if path.endswith((".png", ".jpg")):
-        grey = np.atleast_3d(plt.imread(path))[:, :, :3].mean(2)  # of red, green and blue
+        grey = np.atleast_3d(plt.imread(path))[:, :, :3].mean(2)  # red, green, blue
         return np.argwhere(grey < grey.mean())[:, ::-1] * [1, -1]  # (column, -row): right and up
     if path.endswith(".npy"):
         return np.load(path).astype(float)
     assert path.endswith((".csv", ".tsv", ".txt")), "not .csv, .tsv, .txt, .npy, .png or .jpg"
+    text = open(path, encoding="utf-8-sig").read().strip()
+    if ";" in text or "\t" in text:
+        text = text.replace(",", ".")  # decimal commas, as in "1,5; 2,5"
     points = []
-    for number, line in enumerate(open(path, encoding="utf-8-sig").read().strip().splitlines(), 1):
-        comma = "." if ";" in line or "\t" in line else " "  # in "1,5; 2,5" it is decimal
+    for number, line in enumerate(text.splitlines(), 1):
         try:
-            points.append([float(n) for n in line.replace(",", comma).replace(";", " ").split()])
+            points.append([float(n) for n in line.replace(";", " ").replace(",", " ").split()])
         except ValueError:
             assert number == 1, f"row {number} is not a number: {line}"  # row 1 may be a header
     return points
@@ -102,21 +103,19 @@ def train_velocity(x, eps, iters):  # learns v(xt, t) of lines from eps[i] to x[
         optimizer.step()
     print(f"{iters} iterations, loss {loss:.4f}")
     return lambda xt, t: net(torch.cat([xt, torch.full((len(xt), 1), t)], 1)).detach()
-eps = torch.randn_like(x)  # random pairs, too many to learn by heart
-first = train_velocity(x, eps, args.iters)  # loss from 2 (v_hat = 0) to 1.4: many lines meet
+eps = torch.randn_like(x)  # each x gets an eps, by chance: too many pairs to learn by heart
+first = train_velocity(x, eps, args.iters)  # many lines meet, so no net gets below 1.4; 0 has 2
 reached = solve(first, eps, 10, rk4)[-1]  # 10 steps of RK4 are as good as exact
-second = train_velocity(reached, eps, args.iters)  # reflow; loss near 0: few lines meet
+second = train_velocity(reached, eps, args.iters)  # reflow: hardly any lines meet, loss near 0
 
 def energy_distance(x, y):
-    """Twice the mean distance between clouds (n, 2), minus those within: 0 +- chance if alike."""
+    """|Difference of the Fourier transforms|^2 of clouds (n, 2), summed: 0 +- chance if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
-before = after = reflow = 0  # means of four draws; two clouds of data have 0 +- .001
-for _ in range(4):  # the figure shows the last
-    noise, real = torch.randn(2500, 2), x[torch.randint(len(x), (2500,))]
-    before += energy_distance(noise, real) / 4  # of noise that has not moved
-    after += energy_distance(solve(first, noise, args.steps, euler)[-1], real) / 4  # C1
-    reflow += energy_distance(solve(second, noise, 1, euler)[-1], real) / 4  # C2
+noise, real = torch.randn(2500, 2), x[torch.randint(len(x), (2500,))]
+before = energy_distance(noise, real)  # two clouds of data have 0 +- .001
+after = energy_distance(solve(first, noise, args.steps, euler)[-1], real)  # C1
+reflow = energy_distance(solve(second, noise, 1, euler)[-1], real)  # C2
 
 # --- figure
 fig, axes = plt.subplots(1, 4, sharex=True, sharey=True, figsize=(14, 3.4), layout="constrained")
@@ -132,7 +131,8 @@ def draw(n_steps):
         ax.clear()
         ax.plot(*real.T, ".", color="0.7", ms=2)
         ax.plot(*path[-1].T, ".", color="tab:blue" if share < 1 else "tab:red", ms=2)
-        ax.plot(path[:, :40, 0], path[:, :40, 1], "k.-", lw=0.5, ms=4, markevery=[0])  # dot: start
+        ax.plot(*noise[:40].T, "k.", ms=4)  # where 40 paths start
+        ax.plot(path[:, :40, 0], path[:, :40, 1], "k", lw=0.5)  # (steps + 1, 40): a line each
         ax.set(title=f"{name}, {n * calls} calls: {max(share, 0):.0%} as far as noise", aspect=1)
 draw(args.steps)
 slider.on_changed(lambda n: draw(int(n)))  # the slider gives a float

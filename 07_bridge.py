@@ -6,15 +6,14 @@
 Both mix data and noise, xt = a x + s eps. DDPM's levels (a, s) lie on the arc a^2 + s^2 = 1, flow
 matching's on the chord a + s = 1. A point of the chord, divided by r = sqrt(a^2 + s^2), is a point
 of the arc with the same x and eps. So a net that finds the noise on the arc does so on the chord.
-Many x and eps may be behind one xt. The net learns eps_hat, the mean of these eps, and
-x_hat = (xt - s eps_hat) / a is the mean of these x. A step to the next level (a2, s2) moves xt,
-which is a x_hat + s eps_hat, to a2 x_hat + s2 eps_hat: the mean of the moves of all behind xt. It
-is enough: what a region holds changes only by the flow through its walls, which is density times
-mean velocity. So in small steps noise stays distributed like xt, and ends as data. On the arc this
-is DDIM. On the chord, where a = t, xt moves by (t2 - t) (x_hat - eps_hat), as in lesson 06. eta = 1
-renews as much of the noise in each step as DDPM's chain (lesson 04), eta = 0 none.
-C1 One net, trained on the arc, leads noise to data on both. C2 In 10 steps eta = 0 ends nearer than
-eta = 1. C3 -eps_hat / s is the slope of log p(xt), a Gaussian's -eps / s, or the mean of many.
+Many x and eps may be behind one xt. The net learns eps_hat, the mean of these eps. Then
+x_hat = (xt - s eps_hat) / a is the mean of these x. A step leads to the next level (a2, s2):
+    from xt = a x_hat + s eps_hat to a2 x_hat + s2 eps_hat
+On the arc this is DDIM. On the chord, where a = t, it adds (t2 - t) (x_hat - eps_hat): lesson 06's
+Euler step. Small steps lead noise to data (lesson 05). The knob eta renews noise in each step.
+C1 One net, trained on the arc, leads noise to data on both. C2 In 10 steps eta = 0 ends nearer to
+data than eta = 1, which is DDPM's step with beta_tilde, too small a variance if steps are long
+(lesson 04). C3 -eps_hat / s is the slope of log p(xt), the score.
 RUN    python 07_bridge.py             (6 seconds)
 BREAK  python 07_bridge.py --forget    xt is not divided by r, the chord misses: C1 and C3 fail
 PAPER  Song, Meng, Ermon 2020 (DDIM), arXiv 2010.02502, equations 12 and 16"""
@@ -35,8 +34,8 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
-MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), places on a half circle
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 is the std of the data, x and y pooled
+MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2); -MOON hooks into it
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 makes the std of the data 1
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -57,19 +56,19 @@ def find_noise(net, xt, a, s, forget=False):
     """eps_hat (B, 2) in xt (B, 2) at any level; a and s are tensors of one number or (B, 1)."""
     angle = torch.atan2(s, a).expand(len(xt), 1)  # of the ray to (a, s): 0 is data, pi / 2 noise
     on_arc = xt if forget else xt / (a**2 + s**2).sqrt()  # = cos(angle) x + sin(angle) eps
-    # The net gives v_sh = cos(angle) eps - sin(angle) x, Salimans and Ho's v, because x_hat divides
-    # by a, small near noise. An error of v_sh reaches eps_hat times cos(angle), which is as small.
+    # The net gives v_sh = cos(angle) eps - sin(angle) x, Salimans and Ho's v. Why not eps? x_hat
+    # divides its error by a, small near noise. The error of v_sh is first taken times cos(angle).
     v_sh = net(torch.cat([on_arc, angle], 1))  # (B, 3) -> (B, 2)
     return angle.sin() * on_arc + angle.cos() * v_sh  # (sin^2 + cos^2) eps, and x cancels
 
 def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
     """From xt (B, 2) at the level (a, s) to the next level (a2, s2), which is nearer to data."""
     x_hat = (xt - s * eps_hat) / a
-    # DDPM's chain runs the other way, from x2 = a2 x + s2 eps2 to xt = (a / a2) x2 + new noise. So
-    # s eps is (a / a2) s2 eps2 + new noise: eps and eps2, of variance 1 each, have the correlation
+    # DDPM's chain goes from x2 = a2 x + s2 eps2 to xt = a / a2 x2 + new noise. So s eps is
+    # a / a2 s2 eps2 + new noise, and eps and eps2, of variance 1 each, have the correlation
     correlation = a / a2 * s2 / s
     fresh = eta * s2 * (1 - correlation**2).sqrt()  # the std of s2 eps2 given eps, equation 16
-    kept = (s2**2 - fresh**2).sqrt()  # variances add up to s2^2; correlation * s2 if eta = 1
+    kept = (s2**2 - fresh**2).sqrt()  # variances add up to s2^2, or less, as eps_hat is a mean
     return a2 * x_hat + kept * eps_hat + fresh * torch.randn_like(xt)  # equation 12
 
 def walk_path(net, xt, levels, eta, forget=False):  # from noise xt to data, (B, 2) each
@@ -96,7 +95,7 @@ def train_on_arc(iters):  # returns the net for find_noise, (B, 3) -> (B, 2)
     return net.requires_grad_(False)
 
 def energy_distance(x, y):
-    """Twice the mean distance between clouds (n, 2), minus those within: 0 +- chance if alike."""
+    """|Difference of the Fourier transforms|^2 of clouds (n, 2), summed: 0 +- chance if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
 net = train_on_arc(args.iters)
@@ -108,7 +107,8 @@ eta_0, eta_1 = [energy_distance(walk_path(net, noise, arc(10), eta), real) for e
 a = s = torch.tensor(0.5)  # halfway on the chord, where r is smallest
 xt = (a * real + s * noise).requires_grad_()
 var = (a * STD) ** 2 + s**2  # of xt around a place a mu
-log_p = (-torch.cdist(xt, a * MU) ** 2 / (2 * var)).logsumexp(1)  # 64 Gaussians, plus a constant
+# log p(xt), but for a constant; the slope of each Gaussian is -eps / s, that of p a mean of these
+log_p = (-torch.cdist(xt, a * MU) ** 2 / (2 * var)).logsumexp(1)  # (4000, 64) to (4000,)
 slope, = torch.autograd.grad(log_p.sum(), xt)  # (4000, 2), exact
 score = -find_noise(net, xt.detach(), a, s, args.forget) / s
 missed = (score - slope).square().mean()  # C3

@@ -4,8 +4,7 @@
 # ///
 """08 DiT: a transformer that leads noise to pictures, and what its parts are good for.
 As in lesson 06, a net sees t and xt = t x + (1 - t) eps and learns the mean velocity x - eps there.
-It is enough: what a region holds changes only by the flow through its walls, which is density times
-mean velocity. So noise moved by it ends as data: pictures of the digit y.
+Noise that moves with this mean ends as data (lesson 05), here as a picture of the digit y.
 A DiT (diffusion transformer) cuts xt into 16 patches of 4 x 4 pixels. One matrix makes each patch a
 token, a vector of 48 numbers. Then blocks change the tokens h, in two steps each:
     h = h + gate * f((1 + scale) * norm(h) + shift)
@@ -13,8 +12,8 @@ First f is attention: each token takes a weighted mean of all tokens. Then f is 
 itself. A matrix makes shift, scale and gate from t and y (adaLN).
 Why patches? The velocity contains eps, so the net must hand on 256 numbers of noise. 16 x 48 have
 room for them. If the whole picture is ONE token, it attends only to itself: an MLP of width 48.
-Sampling takes off what the net says is noise, so noise that does not fit in stays in the picture.
-Why do gates start at 0 (adaLN-Zero)? From 1, at a high rate, blocks add 100 times their input h.
+Sampling follows x - eps, which takes off only the noise that the net hands on.
+Why do gates start at 0 (adaLN-Zero)? From 1, at a high rate, blocks add over 100 times h (printed).
 C1 The DiT draws the digits that we want.   C2 The MLP leaves noise in them.
 C3 At twice the rate, 150 iterations teach a DiT with gates from 0, but not one with gates from 1.
 RUN    python 08_dit.py               (13 seconds)
@@ -82,7 +81,8 @@ class DiT(nn.Module):
         nn.init.zeros_(self.head[1].weight)  # the first answers are small, which steadies training
     def forward(self, xt, t, y):
         c = nn.functional.silu(self.time(t) + self.digit(y)[:, None])  # (B, 1, C)
-        start = h = self.embed(self.patchify(xt[:, None]).mT) + self.place  # (B, N, C)
+        patches = self.patchify(xt[:, None]).mT  # (B, N, patch^2)
+        start = h = self.embed(patches) + self.place  # (B, N, C)
         for block in self.blocks:
             h = block(h, c)
         self.growth = ((h - start).norm() / start.norm()).item()  # what blocks add, to be printed
@@ -106,8 +106,8 @@ def train_pictures(net, data, iters, lr):
     return net.requires_grad_(False)
 nets = {"DiT": train_pictures(DiT(16, args.patch), data, args.iters, 0.015),
         "MLP, one token": train_pictures(DiT(16, 16), data, args.iters, 0.007)}  # its best rate
-nets |= {"twice the rate, gates from 0": train_pictures(DiT(16, 4), data, 150, 0.03),
-         "twice the rate, gates from 1": train_pictures(DiT(16, 4, gate=1), data, 150, 0.03)}
+nets |= {"gates from 0, 150 iterations": train_pictures(DiT(16, 4), data, 150, 0.03),
+         "gates from 1, 150 iterations": train_pictures(DiT(16, 4, gate=1), data, 150, 0.03)}
 
 def sample(net, xt, y, steps=20):
     """Follow the velocity from noise xt (B, H, W) at t = 0 to pictures of the digits y (B,)."""

@@ -5,27 +5,26 @@
 """09 Practical knobs: schedule, solver and guidance, turned on one small net.
 Between noise eps and data x lie mixes of the two, at an angle phi that grows from 0 to pi / 2:
     xt = a x + s eps,    a = sin(phi),  s = cos(phi),    v = d xt / d phi = s x - a eps
-Many x and eps lead to one xt, and the net learns the mean of their v. It is enough: what a region
-holds changes only by the flow through its walls, which is density times mean velocity. So noise
-that moves with the mean in tiny steps starts and stays distributed like the mixes: its exact ends
-are data. The net also reads a label, upper or lower moon. One in five is wrong, so samples for
-"upper" lie on the upper moon 4 to 1. Guidance takes v_blank + w (v_label - v_blank). As the
-difference climbs log p(label | xt), it is like w labels: 4^w to 1, roughly: v is no mean now.
+Many x and eps lead to one xt, and the net learns the mean of their v. Why is the mean enough?
+Density changes only by flow, and flow is density times mean velocity. Noise has the mixes' density
+at phi = 0. If it moves with the mean, it keeps their density: tiny steps lead to its exact end.
+The net also reads a label, upper or lower moon. One in five is wrong, so samples for "upper" lie on
+the lower moon, too. Guidance follows v_blank + w (v_label - v_blank). The difference points to
+where the label is more probable; w = 2 goes twice as far that way, w = 8 too far.
 C1 Schedule: Euler misses the exact ends by less at equal angles (cosine schedule) than at DDPM's.
 C2 Solver: a step of Heun asks for v twice. With half of Euler's steps it still misses by less.
 C3 Guidance: with w = 2, samples for "upper" are closer to the upper moon than with w = 1 (none).
-RUN    python 09_knobs.py              (5 seconds; sliders: steps of Heun, w)
+RUN    python 09_knobs.py              (5 seconds; sliders: steps, w)
 BREAK  python 09_knobs.py --steps 2    Heun needs short steps: C2 fails; with --w 8 C3 fails
 PAPER  arXiv 2102.09672, equation 17 (schedule); 2202.00512 (v); 2207.12598 (guidance)"""
 import argparse
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
-
 # --- knobs
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--steps", type=int, default=8, help="of Heun; 2 breaks it (%(default)s)")
-parser.add_argument("--w", type=float, default=2, help="guidance; at 8 samples crowd (%(default)s)")
+parser.add_argument("--w", type=float, default=2, help="guidance; 8 breaks it (%(default)s)")
 parser.add_argument("--iters", type=int, default=1000, help="of training; 50 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
 args = parser.parse_args()
@@ -36,8 +35,8 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
-MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), places on a half circle
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 is the std of the data, x and y pooled
+MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2); -MOON hooks into it
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 makes the std of the data 1
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 UPPER, BLANK = torch.ones(1), torch.zeros(1)  # labels: 1 upper, -1 lower, 0 no label
 def labelled_moons(n):
@@ -48,14 +47,12 @@ def labelled_moons(n):
     return x, label[:, None]  # (n, 2), (n, 1)
 
 # --- method, knob 1: schedule, the angles at which a sampler stops between noise and data
-BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])  # DDPM's, for k = 0 .. 1000
-ABAR = (1 - BETA).cumprod(0)  # a^2: a step of DDPM keeps the share 1 - beta of it (lesson 02)
-def linear_beta(n_steps):
-    """Angles (n_steps + 1,) at equal steps of k: half of them are under .3, the rest far apart."""
+BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])  # DDPM's, at k = 0 .. 1000
+ABAR = (1 - BETA).cumprod(0)  # a^2 at k: a step of DDPM takes it times 1 - beta
+def linear_beta(n_steps):  # (n_steps + 1,), equal steps of k: half of them near noise, at phi < .3
     k = torch.linspace(1000, 0, n_steps + 1).round().long()  # from noise to data
     return ABAR[k].sqrt().asin()  # since a = sqrt(abar) = sin(phi)
-def equal_angles(n_steps):
-    """Angles (n_steps + 1,) at equal steps of phi."""
+def equal_angles(n_steps):  # (n_steps + 1,), from 0 to pi / 2 = 1.57
     return torch.linspace(0, torch.pi / 2, n_steps + 1)
 
 # --- method, knob 2: solver. Half the step leaves half of Euler's error, a quarter of Heun's
@@ -65,7 +62,7 @@ def heun(v, x, t, h):
     k1 = v(x, t)
     return x + h * (k1 + v(x + h * k1, t + h)) / 2
 
-# --- method, knob 3: guidance
+# --- method, knob 3: guidance, two calls of v for one
 def guide(v, w, label, blank):
     """The velocity v(xt, phi, label) with guidance w: a function of xt and phi."""
     def guided(xt, phi):
@@ -74,8 +71,7 @@ def guide(v, w, label, blank):
         return null + w * (cond - null)  # w = 1 is cond
     return guided
 
-def follow(v, x, angles, step):
-    """Carry noise x (B, 2) along v(xt, phi) from angle to angle, by euler or heun: (B, 2)."""
+def follow(v, x, angles, step):  # carries noise x (B, 2) along v(xt, phi) from angle to angle
     for phi, phi_next in zip(angles, angles[1:]):
         x = step(v, x, phi, phi_next - phi)
     return x
@@ -85,7 +81,7 @@ def train_labelled(iters):
     """Learn the mean v. Returns v(xt, phi, label): phi, label are tensors, one number or (B, 1)."""
     net = nn.Sequential(nn.Linear(4, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
                         nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
-    def ask(xt, phi, label):
+    def ask(xt, phi, label):  # phi, label: (B, 1), or one number for all B
         return net(torch.cat([xt, phi.expand(len(xt), 1), label.expand(len(xt), 1)], 1))
     optimizer = torch.optim.Adam(net.parameters(), fused=True)
     for i in range(iters):
@@ -104,35 +100,39 @@ def train_labelled(iters):
 
 # --- measure
 def energy_distance(x, y):
-    """Twice the mean distance between clouds (n, 2), minus those within: 0 +- chance if alike."""
+    """|Difference of the Fourier transforms|^2 of clouds (n, 2), summed: 0 +- chance if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
+
+def misses(v, noise, exact, n_steps):  # mean distances to the exact ends, after 2 n_steps calls
+    ends = [follow(v, noise, linear_beta(2 * n_steps), euler),
+            follow(v, noise, equal_angles(2 * n_steps), euler),
+            follow(v, noise, equal_angles(n_steps), heun)]
+    return [(end - exact).norm(dim=1).mean().item() for end in ends]
 v = train_labelled(args.iters)
 noise = torch.randn(2500, 2)
 plain = guide(v, 1, UPPER, BLANK)
 exact = follow(plain, noise, equal_angles(200), heun)  # so many steps that more change nothing
-ends = [follow(plain, noise, linear_beta(2 * args.steps), euler),
-        follow(plain, noise, equal_angles(2 * args.steps), euler),
-        follow(plain, noise, equal_angles(args.steps), heun)]  # each calls plain 2 * steps times
-miss = [(end - exact).norm(dim=1).mean().item() for end in ends]  # C1, C2
+miss = misses(plain, noise, exact, args.steps)  # C1, C2
 upper = MU[torch.randint(32, (2500,))] + STD * torch.randn(2500, 2)  # no wrong label among these
 guided = follow(guide(v, args.w, UPPER, BLANK), noise, equal_angles(200), heun)
 before, after = energy_distance(exact, upper), energy_distance(guided, upper)  # C3
 
 # --- figure
 fig, (bars, left, right) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
-bars.bar(["linear beta,\nEuler", "equal angles,\nEuler", "equal angles,\nHeun"], miss)
-bars.set_title(f"distance to the exact ends in {2 * args.steps} calls")
 steps = plt.Slider(plt.axes([0.4, 0.02, 0.2, 0.04]), "steps", 1, 50, valinit=args.steps, valstep=1)
 guidance = plt.Slider(plt.axes([0.75, 0.02, 0.2, 0.04]), "w", 0, 8, valinit=args.w)
 def draw(_):
-    for ax, w in (left, 1), (right, guidance.val):
-        x = follow(guide(v, w, UPPER, BLANK), noise, equal_angles(int(steps.val)), heun)
-        distance = energy_distance(x, upper)  # red: 1.5 times as far as w = 1 in tiny steps
+    bars.clear()
+    bars.bar(["linear beta", "equal angles", "Heun"], misses(plain, noise, exact, int(steps.val)))
+    bars.set_title(f"mean distance to the exact ends, {2 * int(steps.val)} calls")
+    guided = follow(guide(v, guidance.val, UPPER, BLANK), noise, equal_angles(20), heun)
+    for ax, x, w in (left, exact, 1), (right, guided, guidance.val):
+        distance = energy_distance(x, upper)
         ax.clear()
         ax.plot(*upper.T, ".", color="0.7", ms=2)
-        ax.plot(*x.T, ".", color="tab:blue" if distance < 1.5 * before else "tab:red", ms=2)
-        ax.set(title=f'w = {w:.1f}: {distance:.3f} from the upper moon (grey)', aspect="equal")
+        ax.plot(*x.T, ".", color="tab:blue" if distance <= before else "tab:red", ms=2)
+        ax.set(title=f"w = {w:.1f}: {distance:.3f} from the upper moon (grey)", aspect="equal")
 draw(None)
 steps.on_changed(draw)
 guidance.on_changed(draw)

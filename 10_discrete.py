@@ -2,19 +2,19 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
-"""10 Why discrete? Cut into tokens, text, sound and pictures are all written by one kind of net.
+"""10 Why discrete? Text, sound and pictures, cut into tokens, are written by one kind of net.
 A token is an integer that stands for a piece of data. The text "Why?" is the bytes 87 104 121 63, a
 sound is a list of levels, a picture is a list of patches, here its 16 rows. A net that answers with
-tokens gives each a probability: "this row or that row". A net that answers in pixels gives the mean
-of all that may come (least squared error), a grey like none of them. Tokens drawn in one call do
-not know of each other and may not fit. So a picture takes several calls, and each sees those kept:
-    p(a, b, c) = p(a) p(b | a) p(c | a, b)    (chain rule, for tokens a, b, c in any order)
-In each call ONE net guesses all hidden tokens. Four methods differ in which guesses they keep:
+tokens gives each a probability: "this row or that row". A net that answers in pixels learns, by
+least squared error, the mean of all rows that may come, a grey like none of them.
+At first all tokens are hidden. A call of the net guesses them all, but the guesses do not know of
+each other and may not fit. So we keep only some, and the next call sees these and guesses the rest
+again (chain rule). With ONE net, four methods differ in which guesses they keep:
     AR (autoregressive): the next row       hybrid: the next row, in the last call all the rest
     MaskGIT: those the net is surest of     diffusion (its noise hides tokens): at random places
 C1 A picture by AR (16 calls) is ten times nearer to one of the 40 real ones than their mean is.
-C2 100 fair draws show 37 of the 40. AR, and the hybrid in half the calls, show over half as many.
-C3 In 8 calls MaskGIT hits one of the 40 more often than diffusion, C4 but fewer of them than AR.
+C2 In 100 tries AR, and the hybrid in 8 calls, hit over half of the 40 (fair draws would hit 37).
+C3 In 8 calls, MaskGIT's tries are real more often than diffusion's. C4 They vary less than AR's.
 RUN    python 10_discrete.py             (6 seconds; sliders: calls, temperature)
 BREAK  python 10_discrete.py --calls 1   tokens of one call do not fit together: C2 and C3 fail
 PAPER  arXiv 2202.04200, section 3.2 (MaskGIT); 2107.03006, section 3 (absorbing diffusion)"""
@@ -66,9 +66,9 @@ def train_unmask(tokens, iters):
         hidden = torch.rand(64, N) < t
         xt = torch.where(hidden, MASK, x)
         nats = nn.functional.cross_entropy(net(xt).transpose(1, 2), x, reduction="none")  # (64, N)
-        # A picture costs the nats of each token when it is revealed. While t falls by 1 / 64, a
-        # hidden one is revealed with probability 1 / 64 / t. Picture k is at the k-th t, so
-        # the mean, a 64th of the sum over k, is the cost of all 64 falls.
+        # t falls from 1 to 0. Each token is revealed at some time, and then costs its nats. At t it
+        # is hidden with probability t, and if so, revealed in the next 1 / 64 with 1 / 64 / t. As
+        # picture k is at the k-th t, the mean over the 64 pictures is the sum over all times.
         loss = (nats * hidden / t).sum(1).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -89,7 +89,7 @@ def write(net, method, calls, temperature):
         keep = rest // left  # an equal share for each call: with 8 calls 2 2 2 2 2 2 2 2
         if method == "MaskGIT":
             # A guess of probability near 1 hardly depends on the others, so such guesses fit (C3).
-            # A rare token scores low and is not kept. The next call draws again, and so on (C4).
+            # A rare one is not kept, and drawn again in the next call, mostly as a common one (C4).
             score = p.log_prob(guess)
         elif method == "diffusion":
             score = torch.rand(100, 16)  # any place can score high
@@ -108,7 +108,7 @@ def pixels_apart(pictures):
 
 mean = PICTURES.mean(0, keepdim=True)  # (1, 16, 16), in pixels the answer of least squared error
 wrong_mean = pixels_apart(mean).min().item()  # from the mean to the nearest of the 40
-torch.manual_seed(args.seed)  # as in draw below, so that the figure shows these pictures
+torch.manual_seed(args.seed)  # once more, and again in draw, which so shows these pictures
 apart = {m: pixels_apart(write(net, m, args.calls, 1)) for m in METHODS}  # each (100, 40)
 wrong = apart["AR"].min(1).values.mean().item()  # C1, the average of 100 pictures
 real = {m: (apart[m] == 0).any(1).sum().item() for m in METHODS}  # C3: of 100, so many are real
@@ -137,7 +137,7 @@ calls.on_changed(draw)
 heat.on_changed(draw)
 fig.savefig("10_discrete.png", dpi=120)
 
-# --- claims. C3: a difference of two counts out of 100 has a standard deviation of 7 at most
+# --- claims. By chance, a difference of two counts out of 100 has a std of 7; C3 asks for 15
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")

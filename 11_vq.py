@@ -8,12 +8,12 @@ patch, and the photograph, drawn again from its tokens alone. Vector quantizatio
 encode and decode, and a dictionary of codes. A code is a point in the plane, and so is z:
     z = encode(x),  token = number of the nearest code,  q = codes[token],  loss = |decode(q) - x|^2
 If z moves a little, q stays the same code. So the slope of the loss along z is 0, and encode learns
-nothing. Straight-through is the remedy: z gets the gradient of q. This pushes z the way q should
-go, on and on, until z is nearest to another code, one that lies further that way, and q is this.
-A code follows the running mean of the z that chose it. A code that none chose never moves. At
-the start all z lie close together. If all codes start far away, the same one or few are nearest to
-all z and move there. The others are never chosen: collapse. Finite scalar quantization (FSQ) avoids
-this. It rounds both numbers in z to one of 7 levels, so one of its 49 codes is always near z.
+nothing. Straight-through is the remedy: z gets the gradient of q. This pushes z the way that q
+should go, until another code that lies further that way is nearest to z. (A tanh keeps z between -1
+and 1.) A code follows the running mean of the z that chose it. A code that none chose never moves.
+At the start all z lie close together. If all codes start far away, the same one or few are nearest
+to all z and move there. The others stay out of reach: collapse. Finite scalar quantization (FSQ)
+avoids this. It rounds both numbers in z to one of 7 levels, so all 49 codes are in reach.
 C1 If all codes start far away, restarts, which move unused codes to some z, more than halve VQ's
 error. C2 FSQ uses more than half of its codes. C3 Straight-through more than halves FSQ's error.
 RUN    python 11_vq.py                 (5 seconds; the sliders train the first VQ again)
@@ -86,12 +86,12 @@ def train_autoencoder(x, codes, iters, restart=False, straight=True):
             codes = update_codes(codes, z.detach(), tokens, memory=0.9)  # mean of about 10 steps
             codes = restart_unused(codes, z.detach(), tokens) if restart else codes
         drawn = decode(straight_through(z, q) if straight else q)  # (n, 16)
-        # VQ papers add |z - q|^2 (commitment), as z is pushed on while q stays. Here tanh stops z.
+        # VQ papers add |z - q|^2 (commitment), or z may be pushed ever on. Here tanh sets a limit.
         loss = (drawn - x).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    tokens = nearest(encode(x), codes)  # (n,); in FSQ's grid of codes 7 * row + column
+    tokens = nearest(encode(x), codes)  # (n,); in FSQ, 7 * level of z[0] + level of z[1]
     drawn = decode(codes[tokens])  # (n, 16), the patches drawn from their tokens alone
     error = ((drawn - x).square().mean() / x.var()).item()  # 1 if all is drawn in the same grey
     print(f"error {error:.3f}, {len(tokens.unique())} codes in use, tokens {tokens[:5].tolist()}")
@@ -126,7 +126,7 @@ def draw_column(plane, picture, name, net):  # red: error above .1; good nets ha
     picture.set(title=f"error {net.error:.3f}", xticks=[], yticks=[])
 
 def draw(_):
-    torch.manual_seed(args.seed)  # so that the clump and the nets start as those of plain did
+    torch.manual_seed(args.seed)  # the same codes and nets to start with as plain had
     codes = start.val + 0.2 * torch.randn(49, 2)[:int(K.val)]  # (K, 2)
     net = train_autoencoder(x, codes, int(iters.val), restart=cure.val == 1)
     draw_column(axes[0, 1], axes[1, 1], "VQ with restarts" if cure.val == 1 else "VQ", net)

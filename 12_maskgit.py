@@ -14,7 +14,7 @@ rounds, fewer are drawn at once. MaskGIT draws a guess for every hidden token, b
 guesses that the net finds most probable. If one is nearly certain, it hardly depends on the others,
 so such guesses fit together. But variety is lost: rare guesses get a low rank, so they stay hidden
 and are drawn again, mostly as common ones. Noise, added to log p, lets some of them win.
-C1 Ten rounds of MaskGIT leave less than a tenth of the wrong tokens that one round leaves.
+C1 Ten rounds of MaskGIT leave less than a tenth of one round's wrong tokens (no real picture's).
 C2 With noise in the choice, MaskGIT draws most of the 40 pictures, not always the same few.
 RUN    python 12_maskgit.py                         (7 seconds; slider: noise)
 BREAK  python 12_maskgit.py --rounds 1              all tokens at once, mixed digits: C1 fails
@@ -73,9 +73,9 @@ def train_unmask(tokens, iters):
         hidden = torch.rand(64, N) < t
         xt = torch.where(hidden, MASK, x)
         nats = nn.functional.cross_entropy(net(xt).transpose(1, 2), x, reduction="none")  # (64, N)
-        # A picture costs the nats of each token when it is revealed. While t falls by 1 / 64, a
-        # hidden one is revealed with probability 1 / 64 / t. Picture k is at the k-th t, so
-        # the mean, a 64th of the sum over k, is the cost of all 64 falls.
+        # t falls from 1 to 0. Each token is revealed at some time, and then costs its nats. At t it
+        # is hidden with probability t, and if so, revealed in the next 1 / 64 with 1 / 64 / t. As
+        # picture k is at the k-th t, the mean over the 64 pictures is the sum over all times.
         loss = (nats * hidden / t).sum(1).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -98,7 +98,7 @@ def maskgit(net, xt, rounds, noise):
     for t in range(rounds, 0, -1):
         p = torch.distributions.Categorical(logits=net(xt))
         guess = p.sample()  # (B, N)
-        gumbel = -torch.empty(xt.shape).exponential_().log()  # it picks places by odds p
+        gumbel = -torch.empty(xt.shape).exponential_().log()  # log p + gumbel wins by odds p
         fade = (t - 1) / rounds  # noise varies what is begun; in the last rounds only fit counts
         sure = p.log_prob(guess) + noise * fade * gumbel  # (B, N)
         K = int((xt[0] == MASK).sum()) // t  # 64 tokens in 10 rounds: 6 6 6 6 6 6 7 7 7 7

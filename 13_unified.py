@@ -4,17 +4,18 @@
 # ///
 """13 Unified-token transformers: one net reads and writes words, pictures and sounds.
 A number can be written in words, as a picture, or as the sound of telephone keys. All three become
-rows of tokens, integers, and the net gets only these, never pixels or waves. A digit is one word,
-four vertical strips of a picture (from 21 on), or two tones, for its key's row (from 14 on) and
-column (from 18 on). So 4 is the word 4, or strips 37 38 39 40, or tones 15 18. Here is 41 as a
-picture (source), then in words (target), and 42 as a picture and a sound, then in words:
+rows of tokens, integers, and the net sees only these. The tokens of a 4:
+    words     4               one of 0 to 9
+    picture   37 38 39 40     four vertical strips, 21 to 60, as 21 + 4 x 4 = 37
+    sound     15 18           its key's row, 14 to 17, and column, 18 to 20, both counted from 0
+Here is 41 as a picture (source), then in words (target), with markers (10 to 13) and places:
     token  <image>  37 38 39 40  25 26 27 28  <end>  <text>  4  1  <end>
     place     0      1  1  1  1   2  2  2  2    0       0    1  2    0
+A transformer learns to predict each token of the target from all before it. At <text> it has to
+look (attend) at place 1, and writes 4. At the 4 it looks at place 2, at the 1 at place 3: nothing,
+so <end>. In a picture, 38 follows 37. As a digit has one place in all media, it can read a mix:
     token  <image>  37 38 39 40  <end>  <audio>  14 19  <end>  <text>  4  2  <end>
     place     0      1  1  1  1    0       0      2  2    0       0    1  2    0
-A transformer learns to predict each token of the target from all tokens before it. At <text> it has
-to look (attend) at place 1, and writes the word 4. At the 4 it looks at place 2. Last comes <end>.
-All tokens of a digit share its place, so a look finds it in any medium, behind any other marker.
 C1 One net writes each medium from each.  C2 It reads half picture, half sound, a mix it never saw.
 RUN    python 13_unified.py                 (10 seconds; slider: over 6 digits, untrained, it fails)
 BREAK  python 13_unified.py --markers off   one marker for all cannot say what to write: C1, C2 fail
@@ -37,18 +38,19 @@ if args.iters < 1 or args.seed < 0:
 torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # nets this small are fastest on one core
 
-# --- data: tokens 0 .. 9 are words, 10 .. 13 markers, 14 .. 20 tones, 21 .. 60 strips of pictures
+# --- data
+ROW, COLUMN, STRIP, V = 14, 18, 21, 61  # the first token for tones of rows, of columns, for strips
 def draw_digit(digit, font):
     """A digit in a font as a picture (16, 16): 0 is paper, 1 is ink."""
     canvas = FigureCanvasAgg(Figure(figsize=(1, 1), dpi=16))  # one inch, 72 points: 16 pixels
     canvas.figure.text(0.5, 0.5, digit, font=font, size=80, ha="center", va="center_baseline")
     canvas.draw()
     return 1 - torch.tensor(canvas.buffer_rgba().tolist())[:, :, 0] / 255  # red, as all is grey
-PIXELS = torch.zeros(16, 61, 4)  # (row, token, column): how a token looks; blank if not a strip
-PIXELS[:, 21:] = torch.cat([draw_digit(d, "DejaVu Sans") for d in "0123456789"], 1).view(16, 40, 4)
+STRIPS = torch.cat([draw_digit(d, "DejaVu Sans") for d in "0123456789"], 1)  # (16, 160)
+PIXELS = torch.cat([torch.zeros(16, STRIP, 4), STRIPS.view(16, 40, 4)], 1)  # for the figure
 KEY = torch.tensor([10, 0, 1, 2, 3, 4, 5, 6, 7, 8])  # where 0 .. 9 are on 123 456 789 *0#
-SPELL = {"text": torch.arange(10).view(10, 1), "image": torch.arange(21, 61).view(10, 4),
-         "audio": torch.stack([14 + KEY // 3, 18 + KEY % 3], 1)}  # (10, 2): tone of row, of column
+SPELL = {"text": torch.arange(10).view(10, 1), "image": torch.arange(STRIP, V).view(10, 4),
+         "audio": torch.stack([ROW + KEY // 3, COLUMN + KEY % 3], 1)}  # (10, 2)
 BEGIN, END = {"text": 10, "image": 11, "audio": 12}, 13
 if args.markers == "off":
     BEGIN = dict.fromkeys(SPELL, 10)  # so the net cannot know which medium it has to write
@@ -79,8 +81,7 @@ class TokenNet(nn.Module):
         h = self.token(x[:, :, 0]) + self.place(x[:, :, 1])  # (B, N, C), C = 64
         return self.head(self.blocks(h, mask)[:, source.shape[1]:])
 PAIRS = [(given, wanted) for given in SPELL for wanted in SPELL]
-def train_documents(net, iters):
-    """Learn to write random numbers in one medium from another. Returns the net."""
+def train_documents(net, iters):  # to write random numbers in one medium from another
     optimizer = torch.optim.Adam(net.parameters())
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = 0.005 * min((i + 1) / 100, 1 - i / iters)  # rise, fall
@@ -94,12 +95,11 @@ def train_documents(net, iters):
         optimizer.step()
     print(f"{iters} iterations, loss {loss:.4f}")
     return net.requires_grad_(False)
-net = train_documents(TokenNet(61), args.iters)
+net = train_documents(TokenNet(V), args.iters)
 
 # --- sample and measure
 def reply(net, source, target):
-    """What the net writes behind the first token of target (B, N, 2), a marker: (B, N, 2). Of the
-    rest it sees nothing, but the places of the tokens that it has written already."""
+    """What the net writes after the marker that starts target (B, N, 2), at target's places."""
     target = target.clone()
     for n in range(1, target.shape[1]):
         target[:, n, 0] = net(source, target[:, :n])[:, -1].argmax(1)  # the likeliest token
@@ -112,10 +112,10 @@ right = [share_right(net, segment(digits, a), segment(digits, b)) for a, b in PA
 mixed = torch.cat([segment(digits[:, :3], "image"), segment(digits[:, 3:], "audio", first=4)], 1)
 mixed_right = [share_right(net, mixed, segment(digits, medium)) for medium in SPELL]  # C2
 
-# --- figure: tables turn tokens into pixels, waves and words (Chameleon has a VQ, lesson 11)
+# --- figure: tables turn tokens into waves, words and pixels
 HERTZ = torch.tensor([697, 770, 852, 941, 1209, 1336, 1477])  # of 4 rows and 3 columns of keys
 WAVES = (2 * torch.pi * HERTZ[:, None] * torch.arange(800) / 8000).sin()  # 800 of 8000 a second
-WORDS = "zero one two three four five six seven eight nine ? ? ? <end>".split() + 47 * ["?"]
+WORDS = "zero one two three four five six seven eight nine".split() + (V - 10) * ["?"]
 fig, (picture, sound, written) = plt.subplots(3, figsize=(12, 5.6), layout="constrained")
 slider = plt.Slider(plt.axes([0.85, 0.96, 0.1, 0.03]), "digits", 4, 8, valinit=6, valstep=1)
 
@@ -123,17 +123,17 @@ def draw(m):
     number = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])[:, :int(m)]
     seen, heard = segment(number[:, :3], "image"), segment(number[:, 3:], "audio", first=4)
     source = torch.cat([seen, heard], 1)
-    tones = SPELL["audio"][number[0, 3:]] - 14  # (m - 3, 2): token 14 is the first tone
-    wave = WAVES[tones].sum(1).flatten()  # two tones at once, (m - 3, 800), one after the other
-    drawn, words = [reply(net, source, segment(number, b))[0, 1:-1, 0] for b in ("image", "text")]
-    perfect = all(share_right(net, source, segment(number, b)) == 1 for b in SPELL)
+    wave = WAVES[heard[0, 1:-1, 0].view(-1, 2) - ROW].sum(1).flatten()  # both tones of a key
+    image = segment(number, "image")
+    drawn = reply(net, source, image)
+    words = reply(net, source, segment(number, "text"))[0, 1:-1, 0]  # without the markers
     for ax in (picture, sound, written):
         ax.clear()
     picture.imshow(PIXELS[:, seen[0, 1:-1, 0]].flatten(1), "Greys")  # (16, 12, 4) to (16, 48)
     picture.set(title="given: the first three digits as a picture, the others as sound", yticks=[])
     sound.specgram(wave, Fs=8000, cmap="Greys", scale="linear")
     sound.set(xlabel=f"seconds: keys {number[0, 3:].tolist()}", ylabel="hertz", ylim=[500, 1700])
-    written.imshow(PIXELS[:, drawn].flatten(1), "Blues" if perfect else "Reds")
+    written.imshow(PIXELS[:, drawn[0, :, 0]].flatten(1), "Blues" if drawn.equal(image) else "Reds")
     written.set(title="written (red: not right): " + " ".join(WORDS[w] for w in words), yticks=[])
 draw(6)
 slider.on_changed(draw)

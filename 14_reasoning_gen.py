@@ -5,20 +5,20 @@
 """14 Think, then draw: a net writes its thoughts down in words before it draws a picture.
 In go two pictures, A and B, and a start. A picture has 3 x 3 cells, named 0 to 8 row by row, with a
 coloured digit in each. A's digits name the cell to hop to next; hops visit all nine cells before
-they come back. The task: hop k times from the start, to the goal, then draw A again, but with B's
-digit in the goal. The net writes b words, its thoughts, then the goal, then the picture. A word
-names a cell. With k = 3, b = 2, start 4, thoughts 7 and 2, and goal 0, this is
+they come back. The task: hop k times from the start, to the goal, then draw A with B's digit in the
+goal. The net writes b words, its thoughts, then the goal, then the picture. A word names a cell,
+and its role says how many hops come next. For k = 3, b = 2, start 4, thoughts 7 and 2, and goal 0:
     input    A   B   4   7   2   0        cells 0 ... 8
+    role             1   1   1   0
     output           7   2   0   unused   the picture
-    hops             1   1   1   0        (a word's role says how many)
-The net, one layer of attention and an MLP, is called once for each word. The input 4 queries cell 4
-of A, and 7 comes out. One layer makes all queries before any answer: 7 cannot query in this call,
-but in the next, where it goes in. So b thoughts and the goal make b + 1 hops. One more call draws:
-each cell queries A, B and the goal. With too few thoughts, only the MLP could make several hops in
-one call. This net did not learn to. It guesses: of 7 cells (not start, not next), one is right.
-C1 With k - 1 thoughts, 1 to 5 hops end in the right picture. (--thoughts limits the test only.)
-C2 Without thoughts, after 2 to 5 hops the picture is right no more often than by such a guess.
-C3 The net follows a wrong thought. This is expected: it was trained to hop on from the last word.
+The net is one layer of attention and an MLP, and is called once for each word that it writes. Its
+input 4 makes a query, which finds cell 4 of A, and 7 comes out. A layer makes all queries before
+anything is found. So the 7 cannot make a query in this call, but in the next, where it is an input.
+A call is one hop: b thoughts and the goal make b + 1. One more call draws: each cell has three
+queries, for its digits in A and B and for the goal. If k is larger than b + 1, the last thought
+must hop several times in one call. The net did not learn to: it guesses one of 7 (not start, next).
+C1 With k - 1 thoughts, 1 to 5 hops end in the right picture. C2 Without thoughts, 2 to 5 hops do
+so no more often than by such a guess. C3 The net hops on from a wrong thought.
 RUN    python 14_reasoning_gen.py                 (12 seconds; sliders: hops, thoughts, wrong)
 BREAK  python 14_reasoning_gen.py --thoughts 0    the net guesses from 2 hops on: C1 fails
 PAPER  arXiv 2201.11903 (chain of thought), 2310.07923 (steps in series), 2405.09818 (Chameleon)"""
@@ -29,7 +29,7 @@ from torch import nn
 
 # --- knobs
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-parser.add_argument("--thoughts", type=int, default=4, help="limit; 0 breaks C1 (%(default)s)")
+parser.add_argument("--thoughts", type=int, default=4, help="in C1; 0 breaks it (%(default)s)")
 parser.add_argument("--iters", type=int, default=400, help="training steps; 50 fail (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
 args = parser.parse_args()
@@ -61,10 +61,10 @@ class Thinker(nn.Module):
         S = words.shape[1]
         in_A = self.digit[A] + self.cell + self.role[IN_A]  # (n, 9, C), where C is the width
         in_B = self.digit[B] + self.cell + self.role[IN_B]  # (n, 9, C)
-        roles = [1] * b + [k - b, 0]  # of start, thoughts, goal; 1 1 1 0 above, 1 1 3 0 if k = 5
+        roles = [1] * b + [k - b, 0]  # the last thought hops the rest: 1 1 3 0 if k = 5
         said = self.cell[words] + self.role[roles[:S]]  # (n, S, C)
         draw = (self.cell + self.role[DRAW]).expand(len(A), 9, -1)  # (n, 9, C): query A, B, goal
-        mask = nn.Transformer.generate_square_subsequent_mask(27 + S)  # hides later inputs
+        mask = nn.Transformer.generate_square_subsequent_mask(27 + S)  # in training: no later words
         h = self.layer(torch.cat([in_A, in_B, said, draw], 1), mask)  # (n, 9 + 9 + S + 9, C)
         return self.head(h[:, 18:-9]), self.head(h[:, -9:])  # words (n, S, 9), picture (n, 9, 9)
 
@@ -102,16 +102,16 @@ for b in range(5):
     for k in range(1, 6):
         _, picture = answer(net, A, B, path[:, :1], k, min(b, k - 1))  # k - 1 thoughts are enough
         right[b, k - 1] = (picture == edit(A, B, path[:, [k]])).all(1).float().mean()
-misled = path[:, [0, 1, 4]]  # start, a right thought, and a wrong one: place 4 on the path, not 2
-_, picture = answer(net, A, B, misled, k=5, b=4)  # thoughts 3, 4 and the goal: places 5, 6, 7?
-follows = (picture == edit(A, B, path[:, [7]])).all(1).float().mean()  # C3 (5 is the true goal)
+misled = path[:, [0, 1, 4]]  # start, a right thought, and a wrong one, 4 hops away, not 2
+_, picture = answer(net, A, B, misled, k=5, b=4)  # two more thoughts and the goal: 3 hops, to 7
+follows = (picture == edit(A, B, path[:, [7]])).all(1).float().mean()  # C3 (true goal: 5 hops away)
 
 # --- figure: the boards show the first of the tasks
 fig, axes = plt.subplots(1, 4, figsize=(12, 4), gridspec_kw=dict(left=0.04, right=0.99, bottom=0.2))
 axes[0].imshow(right, "Blues", vmin=0, alpha=0.5, extent=(0.5, 5.5, 4.5, -0.5))
 for i, share in enumerate(right.flatten()):
     axes[0].text(i % 5 + 1, i // 5, f"{share:.2f}", ha="center", va="center")
-axes[0].set(title="share of right pictures", xlabel="hops", ylabel="thoughts")
+axes[0].set(title="share of right pictures", xlabel="hops", ylabel="thoughts (at most)")
 hops = plt.Slider(plt.axes([0.1, 0, 0.2, 0.1]), "hops", 1, 5, valinit=5, valstep=1)
 think = plt.Slider(plt.axes([0.4, 0, 0.2, 0.1]), "thoughts", 0, 4, valinit=args.thoughts, valstep=1)
 wrong = plt.Slider(plt.axes([0.8, 0, 0.1, 0.1]), "thought 2 wrong", 0, 1, valinit=0, valstep=1)
@@ -143,7 +143,7 @@ def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
 claim("C1", "right with --thoughts, worst of 1 to 5 hops", right[args.thoughts].min(), ">", 0.95)
-claim("C2", "right without, best of 2 to 5 (1/7 = .14, std .02)", right[0, 1:].max(), "<", 0.2)
+claim("C2", "right without thoughts, best of 2 to 5 hops (1/7 = .14)", right[0, 1:].max(), "<", 0.2)
 claim("C3", "follow the wrong thought (if it is ignored: 0)", follows, ">", 0.95)
 print("figure: 14_reasoning_gen.png")
 if plt.get_backend().lower() != "agg":  # no window without a display

@@ -5,14 +5,14 @@
 """15 Hybrid pipelines: a language model reads a caption, a flow draws the picture.
 In goes a caption, "right green left pink middle white". Out comes a flag with these three stripes.
 A language model (LM) learns to predict the next word of captions that tell each flag twice, in two
-orders. To predict a colour of the second telling, it must know which colour belongs to which place.
-Then it is frozen. The vector that it makes of a word is the word's feature. A painter, a flow
-(lesson 06), draws the stripes and sees the six features of one telling only: their mean (pooled),
-each by attention (cross, lesson 08), or all in one sequence with the stripes (joint). The score is
-the share of stripes with the asked colour: 1/8 for a blind guess. Its mean over all six orders of
-the drawn stripes ("shuffled") tells WHAT colours are there: if all are right, a stripe has its own
-colour in 1/3 of the orders, else another's, which is equal in 1 of 8 cases: 1/3 + 2/3 x 1/8 = 5/12.
-What the score is above that tells WHERE.
+orders. For a colour of the second telling, it must look up the word of the first that had the same
+place. So the vector that it makes of a word, the word's feature, joins colour and place. Then it is
+frozen. A painter, a flow (lesson 06), draws the stripes and sees the six features of one telling:
+their mean (pooled), each by attention (cross, lesson 08), or all in one sequence with the stripes
+(joint). A fourth is a control: cross, with features of single words, without context. The score is
+the share of stripes with the asked colour: 1/8 for a blind guess. "Shuffled" is its mean over all
+orders of the drawn stripes: it tells WHAT colours there are, not WHERE. If all are right, it is
+5/12: in 1/3 of the orders a stripe has its own colour, else another's, equal in 1 of 8 cases.
 C1 Pooled beats a blind guess when shuffled: it has learned some of WHAT. C2 It scores no more when
 not shuffled: in 200 iterations it has not found WHERE. C3 Cross and joint score nearly 1. Likely,
 C2 holds because the feature of "green" is roughly a sum, green + right. The mean cannot tell a
@@ -70,7 +70,7 @@ def cross(stripes, features):  # each stripe looks at all six features
     return stripes, features  # tokens (B, 3, 48), seen (B, 6, 48)
 def joint(stripes, features):  # stripes and features are one sequence, in which each looks at all
     tokens = torch.cat([stripes, features], 1)  # (B, 9, 48)
-    return tokens, tokens  # looks at itself twice: not needed, but all painters stay equal in size
+    return tokens, tokens  # seen again, only so that all painters have the same weights
 
 class Painter(nn.Module):
     def __init__(self, interface):
@@ -109,15 +109,15 @@ def sample_flags(painter, features):
     return xt
 
 lm = train(LanguageModel(), captions, tell(known), args.iters)
-reader = lm.word if args.bag else lm  # lm.word knows no context: a bag, always for painter 4
 drawn, score, shuffled = [PAINT[asked]], [], []
+reader = lm.word if args.bag else lm  # lm.word makes the vector of a word alone, as for the control
 for interface, read in [(pooled, reader), (cross, reader), (joint, reader), (cross, lm.word)]:
     painter = train(Painter(interface), PAINT[known], read(captions), args.iters)
     drawn.append(sample_flags(painter, read(asked_captions)))
     colour = torch.cdist(drawn[-1], PAINT).argmin(2)  # (800, 3, 8 distances) to (800, 3)
     score.append((colour == asked).float().mean().item())  # C1, C2, C3
     pairs = colour[:, :, None] == asked[:, None, :]  # (800, 3 stripes, 3 asked)
-    shuffled.append(pairs.float().mean().item())  # six orders: each pair comes twice
+    shuffled.append(pairs.float().mean().item())  # in all orders, each pair comes equally often
 
 # --- figure: pixels (5 rows, 800 flags, 3 stripes + 1 grey, RGB), of which we see five flags
 fig, (left, chart) = plt.subplots(1, 2, figsize=(12, 5), width_ratios=[5, 2], layout="constrained")

@@ -25,8 +25,8 @@ def ns(run):
 
 @pytest.fixture(scope="module")
 def other(lesson):
-    """The same four nets from another seed; its C1 is about the net that was asked for x."""
-    return lesson(NAME, "--target", "x", "--seed", "1")
+    """The same nets from another seed."""
+    return lesson(NAME, "--seed", "1")
 
 
 @pytest.fixture
@@ -67,6 +67,27 @@ def found(model_mean, beta, abar, gap=1):
         return ((xt - (1 - b[t]).sqrt() * mean) * s[t] / b[t]).float()
 
     return eps_hat
+
+
+def spy_on(piece, **others):
+    """What train_target reads by these names from now on."""
+    piece.train_target.__globals__.update(others)
+
+
+def train_x(piece, iters, seed, odds=torch.ones(1000)):
+    """The lesson's training with x as the net's target (a third one, in place of the mean): the mean of the model's step."""
+    a, s, step_mean = (piece.train_target.__globals__[name] for name in ("A", "S", "step_mean"))
+    spy_on(piece, step_mean=lambda xt, eps, t: (xt - s[t] * eps) / a[t])
+    x_hat = piece.train_target("mean", iters, seed, odds)
+    spy_on(piece, step_mean=step_mean)
+    return lambda xt, t: step_mean(xt, (xt - a[t] * x_hat(xt, t)) / s[t], t)
+
+
+@pytest.fixture(scope="module")
+def x_models():
+    """seed -> the mean of the step of a net that was asked for x, as long and with as many samples as the lesson's nets."""
+    piece = paste(NAME, "train_target", "step_mean")
+    return {seed: train_x(piece, 600, seed) for seed in (0, 1)}
 
 
 @functools.cache
@@ -110,9 +131,10 @@ def thousand():
 
 
 @pytest.fixture(scope="module")
-def lost(ns, other, thousand):
-    """(seed, name) -> errors at every t."""
+def lost(ns, other, x_models, thousand):
+    """(seed, name) -> errors at every t, for the lesson's nets and for a net that was asked for x."""
     models = {(seed, name): model for seed, ran in ((0, ns), (1, other.ns)) for name, model in ran.models.items()}
+    models |= {(seed, "x"): model for seed, model in x_models.items()}
     return {key: errors(found(model, *schedule()), thousand) for key, model in models.items()}
 
 
@@ -154,10 +176,11 @@ def near(x):
 
 
 @pytest.fixture(scope="module")
-def clouds(ns, other):
+def clouds(ns, other, x_models):
     """(seed, name) -> 3000 samples."""
-    wanted = [(0, "eps", ns), (0, "eps with w", ns), (0, "x", ns), (1, "eps", other.ns), (1, "eps with w", other.ns)]
-    return {(seed, name): way_back(ran.models[name], 3000, schedule()[0]) for seed, name, ran in wanted}
+    models = {(seed, name): ran.models[name] for seed, ran in ((0, ns), (1, other.ns)) for name in ("eps", "eps with w")}
+    models[0, "x"] = x_models[0]
+    return {key: way_back(model, 3000, schedule()[0]) for key, model in models.items()}
 
 
 def test_default_run_keeps_every_claim_and_draws(run):
@@ -302,11 +325,6 @@ def test_an_error_is_divided_by_a_hundredth_for_x_at_t_1_and_for_the_mean_at_eve
     assert np.sqrt(apart).max() < 0.02
 
 
-def spy_on(piece, **others):
-    """What train_target reads by these names from now on."""
-    piece.train_target.__globals__.update(others)
-
-
 def test_a_net_trained_on_one_gaussian_finds_s_xt_whether_asked_for_eps_x_or_the_mean():
     """For data N(0, I) E[eps | xt] is s xt; each answer is compared in the units of its target."""
     piece = paste(NAME, "train_target")
@@ -315,7 +333,8 @@ def test_a_net_trained_on_one_gaussian_finds_s_xt_whether_asked_for_eps_x_or_the
     torch.manual_seed(99)
     xt, t = torch.randn(4000, 2), torch.randint(1, 1001, (4000,))
     for target, c1, iters in (("eps", 1 + 0 * a, 300), ("x", s / a, 300), ("mean", beta / (s * (1 - beta).sqrt()), 150)):
-        guess = found(piece.train_target(target, torch.ones(1000), iters, 0), *schedule())
+        mean = train_x(piece, iters, 0) if target == "x" else piece.train_target(target, iters, 0)
+        guess = found(mean, *schedule())
         assert (c1[t] * (guess(xt, t) - s[t] * xt)).square().mean() < 0.004  # eight seeds: .003 at most; answers of 0: .2 and more
 
 
@@ -323,7 +342,7 @@ def test_a_net_asked_for_x_on_one_point_answers_the_point_and_its_noise_is_the_r
     piece = paste(NAME, "train_target")
     point = torch.tensor([1.3, -0.4])
     spy_on(piece, two_moons=lambda n: point.expand(n, 2))
-    guess = found(piece.train_target("x", torch.ones(1000), 200, 0), *schedule())
+    guess = found(train_x(piece, 200, 0), *schedule())
     t = torch.randint(300, 1001, (2000,))
     eps = torch.randn(2000, 2)
     assert (guess(piece.A[t] * point + piece.S[t] * eps, t) - eps).abs().mean() < 0.05
@@ -335,10 +354,10 @@ def test_only_times_with_odds_are_drawn_and_never_0():
     a = torch.full((1001, 1), math.nan)
     a[3], a[7], odds[2], odds[6] = 0.9, 0.6, 1, 2
     spy_on(piece, A=a)
-    mean = piece.train_target("eps", odds, 5, 0)
+    mean = piece.train_target("eps", 5, 0, odds)
     assert mean(torch.zeros(1, 2), torch.tensor([3])).isfinite().all()
     a[7] = math.nan
-    mean = piece.train_target("eps", odds, 5, 0)
+    mean = piece.train_target("eps", 5, 0, odds)
     assert not mean(torch.zeros(1, 2), torch.tensor([3])).isfinite().any()
 
 
@@ -356,15 +375,17 @@ def test_all_nets_have_the_same_start_and_see_the_same_x_and_eps(monkeypatch):
     spy_on(piece, two_moons=lambda n: drawn.append(two_moons(n)) or drawn[-1],
            step_mean=lambda *given: seen.append(given) or step_mean(*given))
     one, w = torch.ones(1000), piece.W[1:, 0]
-    for target, odds in (("eps", one), ("x", one), ("mean", one), ("eps", w)):
-        piece.train_target(target, odds, 3, 0)
-    assert len(starts) == 4 and len(drawn) == len(seen) == 12
+    for target, odds in (("mean", one), ("eps", one), ("eps", w), ("mean", w)):
+        piece.train_target(target, 3, 0, odds)
+    assert len(starts) == 4 and len(drawn) == 12 and len(seen) == 6  # the mean's own targets, with even odds and with w
     for net in (1, 2, 3):
         assert all(torch.equal(a, b) for a, b in zip(starts[0], starts[net], strict=True))
-        for i in range(3):
-            (xt, eps, t), x = seen[3 * net + i], drawn[3 * net + i]
-            assert torch.equal(x, drawn[i]) and torch.equal(eps, seen[i][1]) and torch.equal(t, seen[i][2]) == (net < 3)
-            assert (xt - piece.A[t] * x - piece.S[t] * eps).abs().max() < 1e-6
+        assert all(torch.equal(drawn[i], drawn[3 * net + i]) for i in range(3))
+    for i in range(3):
+        (xt, eps, t), (xt_w, eps_w, t_w) = seen[i], seen[3 + i]
+        assert torch.equal(eps, eps_w) and not torch.equal(t, t_w)
+        for place, time in ((xt, t), (xt_w, t_w)):
+            assert (place - piece.A[time] * drawn[i] - piece.S[time] * eps).abs().max() < 1e-6
     assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(seen[0][1], seen[1][1])
 
 
@@ -487,7 +508,7 @@ def test_the_lines_of_the_chart_are_w_times_the_squares_of_its_own_pairs(ns):
 
 
 def test_sixty_four_pairs_measure_the_nats_of_all_pairs_within_a_half(ns, other, lost):
-    """Against sums on grids; seeds 400 to 409: .68 to 1.46 of them, and C2 right to .02 (at most .023 off)."""
+    """Against sums on grids; seeds 400 to 409: .75 to 1.36 of them (3.1 once, for the mean), and C2 right to .045."""
     for seed, ran in ((0, ns), (1, other.ns)):
         for name in ran.models:
             assert 0.6 < ran.total[name] / (W * lost[seed, name]).sum() < 1.5
@@ -496,16 +517,17 @@ def test_sixty_four_pairs_measure_the_nats_of_all_pairs_within_a_half(ns, other,
 
 
 def test_a_net_that_learns_eps_loses_half_a_nat_and_no_net_at_all_loses_eleven(lost, thousand):
-    """Seeds 400 to 409: .48 to .63. eps_hat = 0: 11.4."""
+    """Seeds 400 to 409: .53 to .62. eps_hat = 0: 11.4."""
     for seed in (0, 1):
         assert 0.35 < (W * lost[seed, "eps"]).sum() < 0.8
     assert abs((W * errors(None, thousand)).sum() - 11.43) < 0.02
+    assert abs((W * lost[0, "no net"]).sum() - 11.43) < 0.03  # the script's own: 64 pairs at each t say 10.9
 
 
 def test_dropping_w_costs_a_tenth_to_a_fifth_of_a_nat(lost):
-    """Seeds 400 to 409: .10 to .18 on grids, seed 0: .19."""
+    """Seeds 400 to 409: .09 to .22 on grids, seed 0: .23."""
     for seed in (0, 1):
-        assert 0.08 < (W * (lost[seed, "eps"] - lost[seed, "eps with w"])).sum() < 0.25
+        assert 0.05 < (W * (lost[seed, "eps"] - lost[seed, "eps with w"])).sum() < 0.35
 
 
 def test_w_is_large_near_t_1_only():
@@ -517,34 +539,47 @@ def test_w_is_large_near_t_1_only():
 
 
 def test_without_w_the_net_is_better_at_middle_times_and_worse_near_t_1(lost):
-    """Squared error, plain: with w 1.28 to 1.69 times as much at t = 100 .. 600, and .63 to .82 of it at t = 1 .. 50."""
+    """Squared error, plain: with w 1.08 to 1.68 times as much at t = 100 .. 600, and .61 to .79 of it at t = 1 .. 50."""
     for seed in (0, 1):
         plain, weighted = lost[seed, "eps"], lost[seed, "eps with w"]
-        assert weighted[100:601].mean() > 1.15 * plain[100:601].mean()
+        assert weighted[100:601].mean() > 1.03 * plain[100:601].mean()
         assert weighted[1:51].mean() < 0.87 * plain[1:51].mean()
 
 
 def test_a_net_asked_for_x_loses_thirty_nats_and_more_most_of_them_in_the_last_step(lost):
-    """Seeds 400 to 409: 96 to 254, .65 of it at t = 1, where its error is divided by .01."""
+    """Seeds 400 to 409: 48 to 89, .65 of it at t = 1, where its error is divided by .01."""
     for seed in (0, 1):
         nats = W * lost[seed, "x"]
-        assert 30 < nats.sum() < 600 and 0.55 < nats[1] / nats.sum() < 0.75
+        assert 25 < nats.sum() < 250 and 0.55 < nats[1] / nats.sum() < 0.75
 
 
-def test_a_net_asked_for_the_mean_loses_seven_nats_and_more_and_loses_them_at_every_time(lost):
-    """Seeds 400 to 409: 10 to 26 nats, an error of .8 to 1.9 in the noise's |eps|^2 of 2, .9 to 2.3 at t = 100 .. 600."""
+def test_a_net_asked_for_the_mean_loses_two_nats_and_more_three_times_what_the_eps_net_loses(lost):
+    """Seeds 400 to 409: 1.9 to 4.5 nats, 3.2 to 7.5 times those of eps; an error of .13 to .39 in the noise's |eps|^2 of 2."""
     for seed in (0, 1):
-        assert 7 < (W * lost[seed, "mean"]).sum() < 60 and lost[seed, "mean"][100:601].mean() > 0.7
+        nats = (W * lost[seed, "mean"]).sum()
+        assert 1.2 < nats < 10 and nats > 1.8 * (W * lost[seed, "eps"]).sum() and lost[seed, "mean"][1:].mean() > 0.06
+
+
+def test_with_weights_that_start_larger_the_mean_loses_ten_nats_and_eps_less_than_before(lost, thousand, monkeypatch):
+    """Kaiming's start; seeds 0, 1 and 400 to 403: 10.6 to 15.9 nats for the mean, .38 to .42 for eps."""
+    piece, adam = paste(NAME, "train_target"), torch.optim.Adam
+
+    def larger(weights):
+        weights = list(weights)
+        for weight in weights[::2]:
+            torch.nn.init.kaiming_normal_(weight)
+        return adam(weights)
+
+    monkeypatch.setattr(torch.optim, "Adam", larger)
+    mean, eps = ((W * errors(found(piece.train_target(target, 600, 0), *schedule()), thousand)).sum() for target in ("mean", "eps"))
+    assert 6 < mean < 30 and eps < (W * lost[0, "eps"]).sum() - 0.05
 
 
 def network(seed):
-    """A net of the lesson's size and start."""
+    """A net of the lesson's size."""
     torch.manual_seed(seed)
-    net = torch.nn.Sequential(torch.nn.Linear(3, 64), torch.nn.SiLU(), torch.nn.Linear(64, 64), torch.nn.SiLU(),
-                              torch.nn.Linear(64, 64), torch.nn.SiLU(), torch.nn.Linear(64, 2))
-    for layer in net[::2]:
-        torch.nn.init.kaiming_normal_(layer.weight)
-    return net
+    return torch.nn.Sequential(torch.nn.Linear(3, 64), torch.nn.SiLU(), torch.nn.Linear(64, 64), torch.nn.SiLU(),
+                               torch.nn.Linear(64, 64), torch.nn.SiLU(), torch.nn.Linear(64, 2))
 
 
 def ask(net, xt, t):
@@ -558,7 +593,7 @@ def train_times_w(iters, seed):
     net = network(seed)
     optimizer = torch.optim.Adam(net.parameters())
     for i in range(iters):
-        optimizer.param_groups[0]["lr"] = 0.01 * (1 - i / iters)
+        optimizer.param_groups[0]["lr"] = 0.02 * (1 - i / iters)
         x, eps, t = two_moons(512), torch.randn(512, 2), torch.randint(1, 1001, (512,))
         xt = abar[t].sqrt() * x + (1 - abar[t]).sqrt() * eps
         loss = (w[t] * (ask(net, xt, t) - eps).square()).mean()
@@ -569,9 +604,9 @@ def train_times_w(iters, seed):
 
 
 def test_drawing_t_by_w_loses_less_than_multiplying_by_w(lost, thousand):
-    """Seeds 400 to 409: .36 to .47 nats drawn, .58 to .71 multiplied, on nine of them worse than w dropped (.48 to .63)."""
+    """Seeds 400 to 409: .34 to .45 nats drawn, .63 to .69 multiplied, on all of them worse than w dropped (.53 to .62)."""
     for seed in (0, 1):
-        net = train_times_w(450, seed).requires_grad_(False)
+        net = train_times_w(600, seed).requires_grad_(False)
         times_w = (W * errors(lambda xt, t, net=net: ask(net, xt, t), thousand)).sum()
         assert times_w > (W * lost[seed, "eps with w"]).sum() + 0.07 and 0.5 < times_w < 0.8
 
@@ -596,7 +631,7 @@ def test_drawing_t_by_w_has_the_gradient_of_multiplying_by_w_with_a_tenth_of_the
 
 
 def test_in_ten_steps_neither_w_nor_the_target_matters():
-    """Nats over the best guess: .11 to .17 for all four nets; it is the long steps that cost .8 then, and no net.
+    """Nats over the best guess: .14 to .26 for all four nets; it is the long steps that cost .8 then, and no net.
     The ten steps stand at t = 100, 200 .. 1000, all other times are not numbers."""
     beta, abar = stretched(10)
     points, w, piece = on_grids(abar), weights(beta, abar), paste(NAME, "train_target")
@@ -606,9 +641,9 @@ def test_in_ten_steps_neither_w_nor_the_target_matters():
     even, by_w = torch.zeros(2, 1000)
     even[99::100], by_w[99::100] = 1, columns(w)[0][1:, 0]
     nats = []
-    for target, odds in (("eps", even), ("eps", by_w), ("x", even), ("mean", even)):
-        guess = found(piece.train_target(target, odds, 300, 0), beta, abar, 100)
-        nats.append((w * errors(guess, points)).sum())
+    means = [piece.train_target(target, 300, 0, odds) for target, odds in (("eps", even), ("eps", by_w), ("mean", even))]
+    for mean in (*means, train_x(piece, 300, 0, even)):
+        nats.append((w * errors(found(mean, beta, abar, 100), points)).sum())
     assert nats[0] - nats[1] < 0.04 and max(nats) - nats[0] < 0.25 and max(nats) < 0.4
 
 
@@ -639,25 +674,25 @@ def test_samples_of_the_best_guess_cost_what_data_cost_and_in_ten_steps_twice_as
     assert abs(costs[0] - 1.60) < 0.12 and 3.7 < costs[1] < 5
 
 
-def test_samples_of_the_net_cost_below_3_and_a_half_nats(clouds):
-    """Seeds 400 to 409: 2.9 to 3.4; .93 to .96 of them are near data."""
+def test_samples_of_the_net_cost_below_4_nats(clouds):
+    """Seeds 400 to 409: 3.1 to 3.6; .92 to .95 of them are near data."""
     for seed in (0, 1):
-        assert 2 < cost(clouds[seed, "eps"]) < 3.5 and near(clouds[seed, "eps"]) > 0.92
+        assert 2 < cost(clouds[seed, "eps"]) < 4 and near(clouds[seed, "eps"]) > 0.9
 
 
 def test_in_two_dimensions_dropping_w_does_not_better_the_samples(clouds):
-    """With w they cost .15 nats less, in the mean of seeds 400 to 409, and less on nine of them."""
+    """With w they cost .36 nats less, in the mean of seeds 400 to 409, and less on all of them."""
     gain = [cost(clouds[seed, "eps"]) - cost(clouds[seed, "eps with w"]) for seed in (0, 1)]
     assert np.mean(gain) > 0
 
 
-def test_samples_of_x_lie_on_the_moons_though_it_loses_a_hundred_nats_and_in_wrong_proportions(clouds, lost):
-    """Seeds 400 to 409: 1.8 to 4.1 nats (eps: 2.9 to 3.4), nearer data on 9, energy distance .06 to .18 (.002 to .006)."""
+def test_samples_of_x_lie_on_the_moons_though_it_loses_fifty_nats_and_in_wrong_proportions(clouds, lost):
+    """Seeds 400 to 409: 1.7 to 2.9 nats (eps: 3.1 to 3.6), nearer data on all, energy distance .025 to .066 (.002 to .005)."""
     distance = paste("06_euler", "energy_distance").energy_distance
     real = torch.tensor(moons.samples(3000, np.random.default_rng(1))).float()
-    assert (W * lost[0, "x"]).sum() > 30
+    assert (W * lost[0, "x"]).sum() > 25
     assert cost(clouds[0, "x"]) < 5 and near(clouds[0, "x"]) > 0.88
-    assert distance(clouds[0, "eps"], real) < 0.012 and 0.025 < distance(clouds[0, "x"], real) < 0.4
+    assert distance(clouds[0, "eps"], real) < 0.01 and 0.014 < distance(clouds[0, "x"], real) < 0.2
 
 
 def test_9997_in_ten_thousand_of_the_data_are_within_four_standard_deviations_of_a_centre():
@@ -675,18 +710,21 @@ def cloud(ax):
 
 def test_radio_shows_the_samples_of_each_net_and_goes_back(ns):
     before, left = cloud(ns.right), cloud(ns.left)
-    assert left[:2] == ("tab:blue", f"net for eps: {ns.total['eps']:.1f}")
-    assert before[:2] == ("tab:red", f"net for mean: {ns.total['mean']:.1f}")
+    assert left[:2] == ("tab:blue", f"eps: {ns.total['eps']:.1f}")
+    assert before[:2] == ("tab:red", f"mean: {ns.total['mean']:.1f}")
     try:
-        for name in ("x", "eps", "eps with w"):
+        for name in ("eps", "eps with w"):
             ns.radio.set_active(list(ns.models).index(name))
             colour, title, points = cloud(ns.right)
-            assert title == f"net for {name}: {ns.total[name]:.1f}" and near(torch.tensor(points)) > 0.87
-            assert colour == ("tab:red" if name == "x" else "tab:blue") and (colour == "tab:blue") == (ns.total[name] < 1)
+            assert title == f"{name}: {ns.total[name]:.1f}" and near(torch.tensor(points)) > 0.87
+            assert colour == "tab:blue" and ns.total[name] < 1
             grey = ns.right.lines[0].get_xydata()  # real data, as many
             assert grey.shape == (400, 2) and near(torch.tensor(grey)) > 0.95
             if name == "eps":
                 assert np.array_equal(points, left[2])
+        ns.radio.set_active(list(ns.models).index("no net"))
+        colour, title, points = cloud(ns.right)
+        assert (colour, title) == ("tab:red", f"no net: {ns.total['no net']:.1f}") and near(torch.tensor(points)) < 0.01
     finally:
         ns.radio.set_active(0)
     after = cloud(ns.right)
@@ -709,18 +747,15 @@ def test_the_cloud_of_a_panel_is_the_walk_back_of_its_net(ns):
 def test_break_mean(lesson):
     run = lesson(NAME, "--target", "mean")
     assert run.claims() == {"C1": False, "C2": True, "C3": True}
-    assert run.ns.total["mean"] > 7
+    assert run.ns.total["mean"] > 1.2
     for ax in (run.ns.left, run.ns.right):
         colour, title, points = cloud(ax)
-        assert (colour, title) == ("tab:red", f"net for mean: {run.ns.total['mean']:.1f}")
+        assert (colour, title) == ("tab:red", f"mean: {run.ns.total['mean']:.1f}")
         assert near(torch.tensor(points)) < 0.9 and cost(torch.tensor(points)) > 5
 
 
-def test_break_x_is_in_the_bound_and_not_in_the_samples(other):
-    assert other.claims() == {"C1": False, "C2": True, "C3": True} and other.ns.total["x"] > 30
-    colour, title, points = cloud(other.ns.left)
-    assert (colour, title) == ("tab:red", f"net for x: {other.ns.total['x']:.1f}")
-    assert near(torch.tensor(points)) > 0.87
+def test_another_seed_keeps_the_claims(other):
+    assert other.claims() == {"C1": True, "C2": True, "C3": True}
 
 
 def test_same_seed_same_numbers_and_another_seed_others(lesson):
@@ -733,6 +768,6 @@ def test_twenty_iterations_are_too_few(lesson):
     assert not run.claims()["C1"] and run.ns.left.lines[1].get_color() == "tab:red"
 
 
-@pytest.mark.parametrize("flags", [("--iters", "0"), ("--iters", "2.5"), ("--seed", "-1"), ("--target", "v"), ("--T", "10")])
+@pytest.mark.parametrize("flags", [("--iters", "0"), ("--iters", "2.5"), ("--seed", "-1"), ("--target", "x"), ("--T", "10")])
 def test_bad_flags_end_in_one_line(refused, flags):
     assert flags[0] in refused(NAME, *flags)

@@ -108,17 +108,25 @@ def look(ns):
             for ax in (ns.left, ns.right)]
 
 
+def bars(ns):
+    return [bar.get_height() for bar in ns.bars.patches], ns.bars.get_title()
+
+
 def test_sliders_break_heun_and_guidance_and_go_back(ns):
-    before = look(ns)
+    before, heights = look(ns), bars(ns)
     assert [b[1] for b in before] == ["tab:blue", "tab:blue"] and "w = 2.0: " in before[1][3]
+    assert heights[0] == ns.miss and "16 calls" in heights[1]
     try:
-        ns.steps.set_val(1)
-        one = look(ns)
-        assert [b[1] for b in one] == ["tab:red", "tab:red"] and min(b[0] for b in one) > 0.3
+        for n in (1, 2):
+            ns.steps.set_val(n)
+            linear, equal, heun = bars(ns)[0]
+            assert equal < linear and heun > equal > 0.1 and f" {2 * n} calls" in bars(ns)[1]
+        ns.steps.set_val(50)
+        assert bars(ns)[0][2] < 0.1 * heights[0][2] and "100 calls" in bars(ns)[1]
         ns.steps.set_val(8)
         ns.guidance.set_val(8)
         far = look(ns)
-        assert far[0][0] == before[0][0] and far[1][0] > 0.25
+        assert far[0][0] == before[0][0] == round(ns.before, 3) and far[1][0] > 0.25
         assert [b[1] for b in far] == ["tab:blue", "tab:red"] and "w = 8.0: " in far[1][3]
         assert np.abs(far[1][2] - before[1][2]).max() > 0.5
         ns.guidance.set_val(0)  # no label: half of the samples are of the other moon
@@ -127,6 +135,7 @@ def test_sliders_break_heun_and_guidance_and_go_back(ns):
     finally:
         ns.guidance.set_val(2)
         ns.steps.set_val(8)
+    assert bars(ns) == heights
     for was, now in zip(before, look(ns)):
         assert was[0] == now[0] and was[1] == now[1] and (was[2] == now[2]).all() and was[3] == now[3]
 

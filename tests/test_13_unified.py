@@ -467,7 +467,7 @@ def test_slider_reaches_the_untrained_lengths_in_red_and_goes_back(ns):
             assert len(tones) == len(hertz) and np.abs(tones - hertz).max() < 35  # bins are 31 hertz wide
             if m <= 6:
                 assert title == TITLE + " ".join(names[:m]) and colours == "Blues"
-                assert np.array_equal(picture, want)
+                assert np.array_equal(picture[:, 4:-4], want) and not picture[:, :4].any() and not picture[:, -4:].any()
             else:
                 assert title != TITLE + " ".join(names[:m]) and colours == "Reds"
     finally:
