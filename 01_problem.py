@@ -5,22 +5,21 @@
 """01 The problem: we hold samples of a density p_data and want new ones.
 A net can learn a number for every x, high where data are. To become a density, it must be divided
 by its sum over all of space, and nobody can form that sum for pictures. And even if p_data were
-known, guessing would fail: draw guesses from an easy prior, N(0, I), and weigh each by w = p_data /
-prior (importance sampling). A few guesses get nearly all the weight. So a mean over n of them
-scatters like one over only n E[w]^2 / E[w^2] real draws (effective sample size). This share is what
-a guess is worth. If x has d numbers, say d / 2 independent points of a plane, the weights of its
-points multiply, and so does the worth.
+known, guessing would fail: draw guesses from an easy prior, N(0, I), and let each count by its
+weight w = p_data / prior (importance sampling). A few guesses have nearly all the weight. A mean
+over n guesses is as noisy as a mean over n E[w]^2 / E[w^2] real draws (effective sample size). So
+E[w]^2 / E[w^2] is what a guess is worth. If x has d numbers, say d / 2 independent points of a
+plane, the weights of its points multiply, and so does the worth.
 The way out is a path. Its velocity is a mean, which a net can learn by squared error, without a sum
 over space. Join noise eps from the prior to data x by a line, xt = t x + (1 - t) eps: a point on it
 moves with x - eps. Shown xt and t, a net learns the mean of all lines there,
     v(xt, t) = E[x - eps | xt]
-Why is the mean enough? The density in a small box changes only by the flow through its walls, and
-flow is density times mean velocity. Noise has the density of the points xt at t = 0. If it moves
-with v, both change alike at each moment, so it is like data at t = 1. In one step all would end at
-E[x], as v is E[x] - eps at t = 0.
+Noise that moves with this mean in small steps ends as data. (Lesson 05 shows why the mean is
+enough.) In one step all would end at E[x], as v is E[x] - eps at t = 0.
 C1 The worth of a guess is .187 in two dimensions and falls as .187^(d/2) in d.
 C2 A net that is asked once, at t = 0, sends all noise to the mean of the data.
-C3 The same kind of net, asked again in each of --steps steps, ends four times nearer to data.
+C3 The same kind of net, asked again in each of --steps steps, turns noise into data: the distance
+to data is a quarter of the noise's, or less.
 RUN    python 01_problem.py              (5 seconds)
 BREAK  python 01_problem.py --steps 1    the path is one step: all noise goes to the mean, C3 fails
 PAPER  Owen 2013, Monte Carlo, section 9.3 (weights); Lipman et al. 2022, arXiv 2210.02747"""
@@ -44,7 +43,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data: two moons. Why 2D first: here p_data is a formula, and every error can be seen
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2); -MOON hooks into it
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 makes the std of the data 1
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), scaled: x and y have mean variance 1
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -94,7 +93,8 @@ path = train_mean_velocity(1, args.iters)  # all t; no loss gets to 0, as lines 
 
 # --- measure
 def energy_distance(x, y):
-    """|Difference of the Fourier transforms|^2 of clouds (n, 2), summed: 0 +- chance if alike."""
+    """Twice the mean distance between clouds (n, 2), minus those within: 0 +- chance if alike, more
+    if not (energy distance, Szekely and Rizzo 2013)."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
 # In d dimensions the data are d / 2 independent points of the moons.
@@ -102,8 +102,8 @@ side = torch.arange(-3.5, 3.5, 0.02)
 grid = torch.cartesian_prod(side, side)  # cells of .02 x .02: a sum over them is an integral
 log_integrand = 2 * log_p_data(grid) - log_prior(grid)  # E[w^2] is the integral of p_data^2 / prior
 exact = 1 / (log_integrand.exp().sum() * 0.02**2).item()  # .187 = 1 / E[w^2], since E[w] = 1
-guesses = torch.randn(300_000, 2)  # 100,000 of three points, for d = 2, 4, 6
-log_w = (log_p_data(guesses) - log_prior(guesses)).view(3, 100_000).cumsum(0)
+guesses = torch.randn(300_000, 2)  # 100,000 guesses for d = 2, as many points more for d = 4, 6
+log_w = (log_p_data(guesses) - log_prior(guesses)).view(3, 100_000).cumsum(0)  # logs add
 worth = [effective_share(row) for row in log_w]  # each row has one point more
 factors = [worth[0], worth[1] ** (1 / 2), worth[2] ** (1 / 3)]  # per two dimensions
 off = max(abs(factor / exact - 1) for factor in factors)  # C1
@@ -120,7 +120,7 @@ fig.subplots_adjust(bottom=0.22, left=0.07, right=0.98)
 slider = plt.Slider(plt.axes([0.6, 0.03, 0.2, 0.03]), "steps", 1, 50, valinit=args.steps, valstep=1)
 left.semilogy([2, 16], [exact, exact**8], "k--", label=f"exact: {exact:.3f}^(d/2)")
 left.semilogy([2, 4, 6], worth, "o", color="tab:orange", label="measured on 100,000 guesses")
-left.axhspan(1e-7, 1e-5, color="tab:red", alpha=0.2, label="100,000 guesses: worth < 1")
+left.axhspan(1e-7, 1e-5, color="tab:red", alpha=0.2, label="100,000 guesses, worth < 1 draw")
 left.set(xlabel="dimensions d", ylabel="worth of a guess", title="guessing", ylim=(1e-6, 1))
 left.legend()
 def draw(_):

@@ -40,7 +40,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2); -MOON hooks into it
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 makes the std of the data 1
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), scaled: x and y have mean variance 1
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -92,13 +92,12 @@ def cdf_gap(z):
     return (exact - share).abs().max(1).values
 
 def best_eps(xt, a, s):
-    """E[eps | xt], the mean of all eps that fit xt: (B, 2). Its loss is the lowest. a, s (B, 1)."""
+    """E[eps | xt], exact: (B, 2), the mean of all eps that fit xt (B, 2). a, s are (B, 1)."""
     off = xt[:, None] - a[:, None] * MU  # (B, 1, 2) - (B, 1, 1) * (64, 2), so (B, 64, 2)
     var = (a * STD) ** 2 + s**2  # of off = a (x - mu) + s eps, if x is from the place mu
     weight = (-off.square().sum(2) / (2 * var)).softmax(1)  # (B, 64), p(mu | xt): Bayes' rule
-    # Of a known sum of independent Gaussians, each is on average its share of the variance. So
-    # given mu, s eps is s^2 / var off. Divide by s, and take the mean of off over mu:
-    return s / var * (xt - a * (weight @ MU))
+    mean_off = xt - a * (weight @ MU)  # (B, 2), over all mu
+    return s / var * mean_off  # if mu is known, s eps is on average the share s^2 / var of off
 
 beta, abar = schedule(args.T)
 eps_net = train_eps(abar, args.iters)

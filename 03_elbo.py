@@ -10,11 +10,16 @@ mean that a net computes from x_t; its variance is beta, DDPM's choice. How prob
 Nobody can sum p(walk) over all walks that end in x. But q draws such walks, with q(walk) given x:
     p(x) = sum of p(walk) = sum of q(walk) p(walk) / q(walk) = mean of p(walk) / q(walk)
     log p(x) >= mean of log(p(walk) / q(walk))    (the log of a mean is at least the mean log)
-The right side is the evidence lower bound, ELBO, which training raises. The net is only in p(walk),
-whose log is a sum over t of log p(x_(t-1) | x_t). Minus each of these is on average
-    w |eps - eps_hat|^2 + constant    (derived above W)
-if the net guesses eps_hat, which then gives the mean. So to find the noise is to model the data.
-DDPM's L_simple drops w, largest at t = 1, where no eye sees the noise. Pictures gain (not tested).
+The right side is the evidence lower bound, ELBO, which training raises. It is a sum over t, because
+p(walk) and q(walk) are products of steps. Given x, a step of q can be turned round: x_(t-1), given
+x_t and x, is Gaussian, too, and its mean is step_mean(x_t, eps) below (lesson 04 derives such
+means). Let p have the mean step_mean(x_t, eps_hat), with a guess of the noise by the net. Then a
+term of the sum is on average, as for any two Gaussians of fixed variances,
+    constant - |mean of q - mean of p|^2 / (2 beta) = constant - w |eps - eps_hat|^2
+where w = beta / (2 (1 - beta) s^2), as step_mean takes eps times beta / (s sqrt(1 - beta)).
+So a net that finds the noise is a model of the data. DDPM's loss, L_simple, drops w, which is
+largest at t = 1, where the noise is too small to be seen. Without w, the net works more on noise
+that can be seen. The bound suffers (C2), but pictures gain, says the paper (not tested here).
 C1 A net trained by L_simple loses less than a nat (unit of log p) against the best possible net.
 C2 Dropping w costs a part of it. C3 A net trained to answer with the mean of p loses over a nat.
 RUN    python 03_elbo.py                (5 seconds; click on the net whose samples to see)
@@ -39,7 +44,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2); -MOON hooks into it
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 makes the std of the data 1
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), scaled: x and y have mean variance 1
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -49,17 +54,10 @@ def two_moons(n):
 BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])[:, None]  # t = 0 .. 1000
 A = (1 - BETA).cumprod(0).sqrt()  # (1001, 1), as all three; xt = A[t] x + S[t] eps
 S = (1 - A**2).sqrt()
-# At u = t - 1, -log p(xu | xt) is |xu - mean|^2 / (2 beta) + constant. To see eps in it:
-#     xu   = (xt - sqrt(beta) z) / sqrt(1 - beta)         what the chain did
-#     mean = (xt - sqrt(beta) z_hat) / sqrt(1 - beta)     what p says, with a guess of z
-# So it is |z - z_hat|^2 / (2 (1 - beta)). z is a part of the noise in xt, which is
-#     s eps = sqrt(1 - beta) (noise in xu) + sqrt(beta) z
-# So z and eps have covariance sqrt(beta) / s, and z is sqrt(beta) / s eps + rest, where the rest
-# has covariance 0 with eps: being Gaussian, it is independent. Let z_hat be sqrt(beta) / s eps_hat:
-#     |z - z_hat|^2 = beta / s^2 |eps - eps_hat|^2 + |rest|^2    (on average the mixed term is 0)
-# As |rest|^2 is on average a constant, -log p is w |eps - eps_hat|^2 + constant, with
 W = BETA[1:] / (2 * (1 - BETA[1:]) * S[1:] ** 2)  # (1000, 1): .5 at t = 1, later .005 to .01
-def step_mean(xt, eps_hat, t):  # the mean of p, where sqrt(beta) z_hat is beta / s eps_hat
+
+def step_mean(xt, eps_hat, t):
+    """The mean of p's step from xt (B, 2) at t (B,); with the true eps, that of q's, given x."""
     return (xt - BETA[t] / S[t] * eps_hat) / (1 - BETA[t]).sqrt()
 
 def walk_back(model_mean, xt):  # p's walk from noise xt (n, 2) to samples (n, 2); t is (n,)
@@ -67,8 +65,8 @@ def walk_back(model_mean, xt):  # p's walk from noise xt (n, 2) to samples (n, 2
         xt = model_mean(xt, torch.full((len(xt),), t)) + BETA[t].sqrt() * torch.randn_like(xt)
     return xt
 
-# --- train. Why C3: step_mean multiplies an error of eps_hat by beta / s, .006 to .02. To lose as
-# little, a net that answers with the mean itself must be 50 to 160 times as exact.
+# --- train. Why C3: step_mean multiplies an error of eps_hat by beta / s, about 1 / 100. A net that
+# answers with the mean itself has no such help: it would have to be 100 times as exact.
 def train_target(target, iters, seed, odds=torch.ones(1000)):  # odds w for t weigh the loss by w
     torch.manual_seed(seed)  # the same seed for every net
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
@@ -79,7 +77,7 @@ def train_target(target, iters, seed, odds=torch.ones(1000)):  # odds w for t we
         x, eps = two_moons(512), torch.randn(512, 2)
         t = 1 + odds.multinomial(512, replacement=True)
         xt = A[t] * x + S[t] * eps
-        goal = eps if target == "eps" else step_mean(xt, eps, t)  # xu without rest
+        goal = eps if target == "eps" else step_mean(xt, eps, t)
         answer = net(torch.cat([xt, t[:, None] / 1000], 1))
         loss = (answer - goal).square().mean()  # eps, each t as often: L_simple, equation 14
         optimizer.zero_grad()
@@ -95,20 +93,19 @@ models["no net"] = lambda xt, t: step_mean(xt, 0, t)  # eps_hat = 0
 
 # --- measure
 def best_eps(xt, a, s):
-    """E[eps | xt], the mean of all eps that fit xt: (B, 2). Its loss is the lowest. a, s (B, 1)."""
+    """E[eps | xt], exact: (B, 2), the mean of all eps that fit xt (B, 2). a, s are (B, 1)."""
     off = xt[:, None] - a[:, None] * MU  # (B, 1, 2) - (B, 1, 1) * (64, 2), so (B, 64, 2)
     var = (a * STD) ** 2 + s**2  # of off = a (x - mu) + s eps, if x is from the place mu
     weight = (-off.square().sum(2) / (2 * var)).softmax(1)  # (B, 64), p(mu | xt): Bayes' rule
-    # Of a known sum of independent Gaussians, each is on average its share of the variance. So
-    # given mu, s eps is s^2 / var off. Divide by s, and take the mean of off over mu:
-    return s / var * (xt - a * (weight @ MU))
+    mean_off = xt - a * (weight @ MU)  # (B, 2), over all mu
+    return s / var * mean_off  # if mu is known, s eps is on average the share s^2 / var of off
 
 t = torch.arange(1, 1001).repeat_interleave(64)  # (64000,): 1 1 ... 1 2 2 ... 2, each 64 times
 x = (MU + STD * torch.randn(64, 2)).repeat(1000, 1)  # (64000, 2), one of each mu, at every t the
 eps = torch.randn(64, 2).repeat(1000, 1)  # same 64 pairs, so that the curves are smooth
 xt = A[t] * x + S[t] * eps
-# On average, |eps - eps_hat|^2 is |eps - best|^2, which no net avoids, plus |best - eps_hat|^2 (the
-# mixed term is 0, as eps has mean best). w times the last is |best mean - mean of p|^2 / (2 beta).
+# best is the mean of eps, given xt. So a net's |eps - eps_hat|^2 is on average |best - eps_hat|^2
+# more than the best net's, and w times this is |best mean - mean of p|^2 / (2 beta).
 best_mean = step_mean(xt, best_eps(xt, A[t], S[t]), t)
 lost, total = {}, {}  # by net: nats at each t, and at all t together
 for name, model_mean in models.items():

@@ -40,7 +40,7 @@ torch.set_default_dtype(torch.float64)  # 16 digits, so that C1's error is 0 or 
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2); -MOON hooks into it
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 makes the std of the data 1
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), scaled: x and y have mean variance 1
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -54,7 +54,7 @@ def exact_means(xt, a, s):
     weight = (-off.square().sum(2) / (2 * var)).softmax(1)  # (B, 64), p(mu | xt): Bayes' rule
     centre = weight @ MU  # (B, 2), the mean of mu
     rest = xt - a * centre  # (B, 2), the mean of off. Of a known sum of independent Gaussians, each
-    # is on average its share of the variance: s^2 / var for s eps. Divided by s, and by a:
+    # is on average its share by variance: here a (x - mu) and s eps. Divided by a and by s:
     return centre + a * STD**2 / var * rest, s / var * rest
 
 def mean_target(xt, t, share=1):

@@ -10,8 +10,7 @@ flow is density times mean velocity. Noise has the density of the points xt at t
 with v, both change alike at each moment, so it ends as data. But v turns: at t = 0 it is
 E[x] - eps, as eps tells nothing of x yet. Few steps miss. Reflow: carry each eps along v to its end
 x, and train a second net on these pairs. Now eps decides x: at t = 0 v is x - eps, all in one step.
-C1 After --steps Euler steps, samples are nearer to data than noise is.
-C2 After one step of the second net, they are 5 times nearer than noise.
+C1 --steps Euler steps end nearer to data than noise is. C2 One step after reflow: 5 times nearer.
 RUN    python 06_euler.py --steps 5    (6 seconds; --data FILE learns points of your own)
 BREAK  python 06_euler.py --steps 1    all go to E[x], where no data are: C1 fails
 PAPER  Liu et al. 2022, arXiv 2209.03003, equation 1 (the loss) and algorithm 1 (reflow)"""
@@ -36,7 +35,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data: two moons, or points of your own
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2); -MOON hooks into it
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 makes the std of the data 1
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), scaled: x and y have mean variance 1
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -103,17 +102,18 @@ def train_velocity(x, eps, iters):  # learns v(xt, t) of lines from eps[i] to x[
         optimizer.step()
     print(f"{iters} iterations, loss {loss:.4f}")
     return lambda xt, t: net(torch.cat([xt, torch.full((len(xt), 1), t)], 1)).detach()
-eps = torch.randn_like(x)  # each x gets an eps, by chance: too many pairs to learn by heart
-first = train_velocity(x, eps, args.iters)  # many lines meet, so no net gets below 1.4; 0 has 2
+eps = torch.randn_like(x)  # random pairs, too many for the net to learn them by heart
+first = train_velocity(x, eps, args.iters)  # loss 1.4: many lines meet, and v is their mean
 reached = solve(first, eps, 10, rk4)[-1]  # 10 steps of RK4 are as good as exact
-second = train_velocity(reached, eps, args.iters)  # reflow: hardly any lines meet, loss near 0
+second = train_velocity(reached, eps, args.iters)  # reflow; loss near 0: hardly any lines meet now
 
 def energy_distance(x, y):
-    """|Difference of the Fourier transforms|^2 of clouds (n, 2), summed: 0 +- chance if alike."""
+    """Twice the mean distance between clouds (n, 2), minus those within: 0 +- chance if alike, more
+    if not (energy distance, Szekely and Rizzo 2013)."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
 noise, real = torch.randn(2500, 2), x[torch.randint(len(x), (2500,))]
-before = energy_distance(noise, real)  # two clouds of data have 0 +- .001
+before = energy_distance(noise, real)  # .04 to .06; for real data in place of noise, 0 +- .001
 after = energy_distance(solve(first, noise, args.steps, euler)[-1], real)  # C1
 reflow = energy_distance(solve(second, noise, 1, euler)[-1], real)  # C2
 

@@ -9,11 +9,11 @@ of the arc with the same x and eps. So a net that finds the noise on the arc doe
 Many x and eps may be behind one xt. The net learns eps_hat, the mean of these eps. Then
 x_hat = (xt - s eps_hat) / a is the mean of these x. A step leads to the next level (a2, s2):
     from xt = a x_hat + s eps_hat to a2 x_hat + s2 eps_hat
-On the arc this is DDIM. On the chord, where a = t, it adds (t2 - t) (x_hat - eps_hat): lesson 06's
-Euler step. Small steps lead noise to data (lesson 05). The knob eta renews noise in each step.
+In small steps this leads noise to data (lesson 05 shows why the mean is enough). On the arc it is
+called DDIM. On the chord, a = t and s = 1 - t, it is lesson 06's step, (t2 - t) (x_hat - eps_hat).
+A knob eta makes a part of the noise fresh in each step: 0 none, 1 as much as DDPM's chain does.
 C1 One net, trained on the arc, leads noise to data on both. C2 In 10 steps eta = 0 ends nearer to
-data than eta = 1, which is DDPM's step with beta_tilde, too small a variance if steps are long
-(lesson 04). C3 -eps_hat / s is the slope of log p(xt), the score.
+data than eta = 1. C3 The net knows the score, which is the slope of log p(xt): it is -eps_hat / s.
 RUN    python 07_bridge.py             (6 seconds)
 BREAK  python 07_bridge.py --forget    xt is not divided by r, the chord misses: C1 and C3 fail
 PAPER  Song, Meng, Ermon 2020 (DDIM), arXiv 2010.02502, equations 12 and 16"""
@@ -35,7 +35,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2); -MOON hooks into it
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 makes the std of the data 1
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), scaled: x and y have mean variance 1
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -56,19 +56,18 @@ def find_noise(net, xt, a, s, forget=False):
     """eps_hat (B, 2) in xt (B, 2) at any level; a and s are tensors of one number or (B, 1)."""
     angle = torch.atan2(s, a).expand(len(xt), 1)  # of the ray to (a, s): 0 is data, pi / 2 noise
     on_arc = xt if forget else xt / (a**2 + s**2).sqrt()  # = cos(angle) x + sin(angle) eps
-    # The net gives v_sh = cos(angle) eps - sin(angle) x, Salimans and Ho's v. Why not eps? x_hat
-    # divides its error by a, small near noise. The error of v_sh is first taken times cos(angle).
+    # The net gives v_sh = cos(angle) eps - sin(angle) x, Salimans and Ho's v: if it gave eps, x_hat
+    # would be bad near noise, where it divides the error of eps_hat by a small a.
     v_sh = net(torch.cat([on_arc, angle], 1))  # (B, 3) -> (B, 2)
     return angle.sin() * on_arc + angle.cos() * v_sh  # (sin^2 + cos^2) eps, and x cancels
 
 def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
     """From xt (B, 2) at the level (a, s) to the next level (a2, s2), which is nearer to data."""
     x_hat = (xt - s * eps_hat) / a
-    # DDPM's chain goes from x2 = a2 x + s2 eps2 to xt = a / a2 x2 + new noise. So s eps is
-    # a / a2 s2 eps2 + new noise, and eps and eps2, of variance 1 each, have the correlation
+    # of the noise at the two levels in DDPM's chain, where xt = a / a2 x2 + new noise:
     correlation = a / a2 * s2 / s
-    fresh = eta * s2 * (1 - correlation**2).sqrt()  # the std of s2 eps2 given eps, equation 16
-    kept = (s2**2 - fresh**2).sqrt()  # variances add up to s2^2, or less, as eps_hat is a mean
+    fresh = eta * s2 * (1 - correlation**2).sqrt()  # equation 16
+    kept = (s2**2 - fresh**2).sqrt()  # so that the variances add up to s2^2
     return a2 * x_hat + kept * eps_hat + fresh * torch.randn_like(xt)  # equation 12
 
 def walk_path(net, xt, levels, eta, forget=False):  # from noise xt to data, (B, 2) each
@@ -95,7 +94,8 @@ def train_on_arc(iters):  # returns the net for find_noise, (B, 3) -> (B, 2)
     return net.requires_grad_(False)
 
 def energy_distance(x, y):
-    """|Difference of the Fourier transforms|^2 of clouds (n, 2), summed: 0 +- chance if alike."""
+    """Twice the mean distance between clouds (n, 2), minus those within: 0 +- chance if alike, more
+    if not (energy distance, Szekely and Rizzo 2013)."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
 net = train_on_arc(args.iters)
@@ -107,8 +107,8 @@ eta_0, eta_1 = [energy_distance(walk_path(net, noise, arc(10), eta), real) for e
 a = s = torch.tensor(0.5)  # halfway on the chord, where r is smallest
 xt = (a * real + s * noise).requires_grad_()
 var = (a * STD) ** 2 + s**2  # of xt around a place a mu
-# log p(xt), but for a constant; the slope of each Gaussian is -eps / s, that of p a mean of these
-log_p = (-torch.cdist(xt, a * MU) ** 2 / (2 * var)).logsumexp(1)  # (4000, 64) to (4000,)
+square = torch.cdist(xt, a * MU) ** 2  # (4000, 64)
+log_p = (-square / (2 * var)).logsumexp(1)  # (4000,), log p(xt) but for a constant
 slope, = torch.autograd.grad(log_p.sum(), xt)  # (4000, 2), exact
 score = -find_noise(net, xt.detach(), a, s, args.forget) / s
 missed = (score - slope).square().mean()  # C3

@@ -5,12 +5,11 @@
 """09 Practical knobs: schedule, solver and guidance, turned on one small net.
 Between noise eps and data x lie mixes of the two, at an angle phi that grows from 0 to pi / 2:
     xt = a x + s eps,    a = sin(phi),  s = cos(phi),    v = d xt / d phi = s x - a eps
-Many x and eps lead to one xt, and the net learns the mean of their v. Why is the mean enough?
-Density changes only by flow, and flow is density times mean velocity. Noise has the mixes' density
-at phi = 0. If it moves with the mean, it keeps their density: tiny steps lead to its exact end.
-The net also reads a label, upper or lower moon. One in five is wrong, so samples for "upper" lie on
-the lower moon, too. Guidance follows v_blank + w (v_label - v_blank). The difference points to
-where the label is more probable; w = 2 goes twice as far that way, w = 8 too far.
+Many x and eps lead to one xt, and the net learns the mean of their v. Tiny steps along this mean
+lead noise to data (lesson 05), each to its exact end. Longer steps miss it.
+The net also reads a label: upper moon, lower moon or none. One in five is wrong, so at first
+v_label leads to .8 upper + .2 lower (means of the moons), v_blank to .5 + .5. Guidance follows
+v_blank + w (v_label - v_blank): w = 2 leads to 1.1 upper - .1 lower, w = 8 too far, to 2.9 - 1.9.
 C1 Schedule: Euler misses the exact ends by less at equal angles (cosine schedule) than at DDPM's.
 C2 Solver: a step of Heun asks for v twice. With half of Euler's steps it still misses by less.
 C3 Guidance: with w = 2, samples for "upper" are closer to the upper moon than with w = 1 (none).
@@ -36,7 +35,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2); -MOON hooks into it
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); 0.7107 makes the std of the data 1
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), scaled: x and y have mean variance 1
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 UPPER, BLANK = torch.ones(1), torch.zeros(1)  # labels: 1 upper, -1 lower, 0 no label
 def labelled_moons(n):
@@ -100,11 +99,12 @@ def train_labelled(iters):
 
 # --- measure
 def energy_distance(x, y):
-    """|Difference of the Fourier transforms|^2 of clouds (n, 2), summed: 0 +- chance if alike."""
+    """Twice the mean distance between clouds (n, 2), minus those within: 0 +- chance if alike, more
+    if not (energy distance, Szekely and Rizzo 2013)."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
 
-def misses(v, noise, exact, n_steps):  # mean distances to the exact ends, after 2 n_steps calls
+def misses(v, noise, exact, n_steps):  # from exact ends; v is called 2 n_steps times
     ends = [follow(v, noise, linear_beta(2 * n_steps), euler),
             follow(v, noise, equal_angles(2 * n_steps), euler),
             follow(v, noise, equal_angles(n_steps), heun)]

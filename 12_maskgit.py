@@ -73,9 +73,8 @@ def train_unmask(tokens, iters):
         hidden = torch.rand(64, N) < t
         xt = torch.where(hidden, MASK, x)
         nats = nn.functional.cross_entropy(net(xt).transpose(1, 2), x, reduction="none")  # (64, N)
-        # t falls from 1 to 0. Each token is revealed at some time, and then costs its nats. At t it
-        # is hidden with probability t, and if so, revealed in the next 1 / 64 with 1 / 64 / t. As
-        # picture k is at the k-th t, the mean over the 64 pictures is the sum over all times.
+        # A token is revealed at a random time t, from 1 down to 0, and then costs its nats. At t it
+        # is hidden with probability t, and 1 / t makes up for the times when it is not.
         loss = (nats * hidden / t).sum(1).mean()
         optimizer.zero_grad()
         loss.backward()

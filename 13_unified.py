@@ -12,8 +12,8 @@ Here is 41 as a picture (source), then in words (target), with markers (10 to 13
     token  <image>  37 38 39 40  25 26 27 28  <end>  <text>  4  1  <end>
     place     0      1  1  1  1   2  2  2  2    0       0    1  2    0
 A transformer learns to predict each token of the target from all before it. At <text> it has to
-look (attend) at place 1, and writes 4. At the 4 it looks at place 2, at the 1 at place 3: nothing,
-so <end>. In a picture, 38 follows 37. As a digit has one place in all media, it can read a mix:
+look (attend) at place 1 of the source, and writes 4; at the 4, at place 2; then there is no place
+3, so <end>. In a picture, 38 follows 37. A digit has one place in all media, so it can read a mix:
     token  <image>  37 38 39 40  <end>  <audio>  14 19  <end>  <text>  4  2  <end>
     place     0      1  1  1  1    0       0      2  2    0       0    1  2    0
 C1 One net writes each medium from each.  C2 It reads half picture, half sound, a mix it never saw.
@@ -99,7 +99,7 @@ net = train_documents(TokenNet(V), args.iters)
 
 # --- sample and measure
 def reply(net, source, target):
-    """What the net writes after the marker that starts target (B, N, 2), at target's places."""
+    """What the net writes after target's first token, a marker, at target's places: (B, N, 2)."""
     target = target.clone()
     for n in range(1, target.shape[1]):
         target[:, n, 0] = net(source, target[:, :n])[:, -1].argmax(1)  # the likeliest token
@@ -113,7 +113,7 @@ mixed = torch.cat([segment(digits[:, :3], "image"), segment(digits[:, 3:], "audi
 mixed_right = [share_right(net, mixed, segment(digits, medium)) for medium in SPELL]  # C2
 
 # --- figure: tables turn tokens into waves, words and pixels
-HERTZ = torch.tensor([697, 770, 852, 941, 1209, 1336, 1477])  # of 4 rows and 3 columns of keys
+HERTZ = torch.tensor([0] * ROW + [697, 770, 852, 941, 1209, 1336, 1477])  # how tokens 0 .. 20 sound
 WAVES = (2 * torch.pi * HERTZ[:, None] * torch.arange(800) / 8000).sin()  # 800 of 8000 a second
 WORDS = "zero one two three four five six seven eight nine".split() + (V - 10) * ["?"]
 fig, (picture, sound, written) = plt.subplots(3, figsize=(12, 5.6), layout="constrained")
@@ -123,7 +123,7 @@ def draw(m):
     number = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])[:, :int(m)]
     seen, heard = segment(number[:, :3], "image"), segment(number[:, 3:], "audio", first=4)
     source = torch.cat([seen, heard], 1)
-    wave = WAVES[heard[0, 1:-1, 0].view(-1, 2) - ROW].sum(1).flatten()  # both tones of a key
+    wave = WAVES[heard[0, 1:-1, 0]].view(-1, 2, 800).sum(1).flatten()  # both tones of a key at once
     image = segment(number, "image")
     drawn = reply(net, source, image)
     words = reply(net, source, segment(number, "text"))[0, 1:-1, 0]  # without the markers

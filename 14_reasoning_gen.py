@@ -7,16 +7,16 @@ In go two pictures, A and B, and a start. A picture has 3 x 3 cells, named 0 to 
 coloured digit in each. A's digits name the cell to hop to next; hops visit all nine cells before
 they come back. The task: hop k times from the start, to the goal, then draw A with B's digit in the
 goal. The net writes b words, its thoughts, then the goal, then the picture. A word names a cell,
-and its role says how many hops come next. For k = 3, b = 2, start 4, thoughts 7 and 2, and goal 0:
+its role the hops to the next word. With k = 3, b = 2, start 4, thoughts 7 and 2, and goal 0:
     input    A   B   4   7   2   0        cells 0 ... 8
     role             1   1   1   0
     output           7   2   0   unused   the picture
-The net is one layer of attention and an MLP, and is called once for each word that it writes. Its
-input 4 makes a query, which finds cell 4 of A, and 7 comes out. A layer makes all queries before
-anything is found. So the 7 cannot make a query in this call, but in the next, where it is an input.
-A call is one hop: b thoughts and the goal make b + 1. One more call draws: each cell has three
-queries, for its digits in A and B and for the goal. If k is larger than b + 1, the last thought
-must hop several times in one call. The net did not learn to: it guesses one of 7 (not start, next).
+The net is one layer of attention and an MLP, called once for each word that it writes. Its 8 heads
+look up cells at once: from the input 4 one finds the 7 in cell 4 of A. To look up cell 7, it needs
+7 as an input, so the next call. A call is one hop: b thoughts and the goal make b + 1. One more
+call draws: each cell looks up its digits in A and B, and the goal. If k is larger than b + 1,
+several hops are left for the call that writes the goal. The net has not learned them and guesses
+one of 7 cells (not the last word, not the next).
 C1 With k - 1 thoughts, 1 to 5 hops end in the right picture. C2 Without thoughts, 2 to 5 hops do
 so no more often than by such a guess. C3 The net hops on from a wrong thought.
 RUN    python 14_reasoning_gen.py                 (12 seconds; sliders: hops, thoughts, wrong)
@@ -61,10 +61,10 @@ class Thinker(nn.Module):
         S = words.shape[1]
         in_A = self.digit[A] + self.cell + self.role[IN_A]  # (n, 9, C), where C is the width
         in_B = self.digit[B] + self.cell + self.role[IN_B]  # (n, 9, C)
-        roles = [1] * b + [k - b, 0]  # the last thought hops the rest: 1 1 3 0 if k = 5
+        roles = [1] * b + [k - b, 0]  # b = 2: 1 1 1 0 if k = 3, 1 1 3 0 if k = 5
         said = self.cell[words] + self.role[roles[:S]]  # (n, S, C)
         draw = (self.cell + self.role[DRAW]).expand(len(A), 9, -1)  # (n, 9, C): query A, B, goal
-        mask = nn.Transformer.generate_square_subsequent_mask(27 + S)  # in training: no later words
+        mask = nn.Transformer.generate_square_subsequent_mask(27 + S)  # only earlier words are seen
         h = self.layer(torch.cat([in_A, in_B, said, draw], 1), mask)  # (n, 9 + 9 + S + 9, C)
         return self.head(h[:, 18:-9]), self.head(h[:, -9:])  # words (n, S, 9), picture (n, 9, 9)
 
@@ -80,7 +80,7 @@ def train_thinker(iters):  # for 1 to 5 hops, with any number of thoughts
         goal = path[:, [k]]  # (64, 1)
         words = path[:, [*range(b + 1), k]]  # (64, b + 2): start, thoughts, goal
         next_words, picture = net(A, B, words, k, b)
-        logits = torch.cat([next_words[:, :-1], picture], 1)  # (64, b + 10, 9), none at the goal
+        logits = torch.cat([next_words[:, :-1], picture], 1)  # (64, b + 1 + 9, 9)
         target = torch.cat([words[:, 1:], edit(A, B, goal)], 1)  # (64, b + 10)
         loss = nn.functional.cross_entropy(logits.transpose(1, 2), target)
         optimizer.zero_grad()
@@ -103,7 +103,7 @@ for b in range(5):
         _, picture = answer(net, A, B, path[:, :1], k, min(b, k - 1))  # k - 1 thoughts are enough
         right[b, k - 1] = (picture == edit(A, B, path[:, [k]])).all(1).float().mean()
 misled = path[:, [0, 1, 4]]  # start, a right thought, and a wrong one, 4 hops away, not 2
-_, picture = answer(net, A, B, misled, k=5, b=4)  # two more thoughts and the goal: 3 hops, to 7
+_, picture = answer(net, A, B, misled, k=5, b=4)  # 3 words more: 4 + 3 = 7 hops away
 follows = (picture == edit(A, B, path[:, [7]])).all(1).float().mean()  # C3 (true goal: 5 hops away)
 
 # --- figure: the boards show the first of the tasks

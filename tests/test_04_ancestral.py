@@ -623,13 +623,17 @@ def test_three_steps_and_no_noise_fail_c1_with_the_net_of_the_default_run(ns):
 
 
 @pytest.mark.parametrize("broken", [lambda xt, t: -3 * xt, lambda xt, t: xt * float("nan")])
-def test_a_thousand_steps_that_diverge_count_as_noise_so_they_excuse_no_other_number(broken):
-    """The script's own lines under its ruler "measure", with answers that lead far away, and to no number."""
-    lines = (ROOT / f"{NAME}.py").read_text(encoding="utf-8").split("# --- measure")[1].split("# --- figure")[0]
+def test_a_thousand_steps_that_diverge_count_as_noise_so_they_excuse_no_other_number(broken, capsys):
+    """The script's own lines from its ruler "measure" on, without the figure, with answers that lead far away, and to no
+    number: C1 fails, and its bound is that of noise."""
+    lines = (ROOT / f"{NAME}.py").read_text(encoding="utf-8")
+    measure = lines.split("# --- measure")[1].split("# --- figure")[0]
+    claims = lines.split("# --- claims")[1].partition("\n")[2].split("print(\"figure")[0]
     ns = {**vars(LESSON), "abar": ABAR, "eps_net": broken, "args": types.SimpleNamespace(steps=1, var="beta")}
     torch.manual_seed(0)
-    exec(lines, ns)
-    assert ns["full"] == ns["before"] < 0.07 and ns["chosen"] - ns["full"] > 0.006
+    exec(measure + claims, ns)
+    assert ns["limit"] == ns["before"] + 0.006 < 0.08 and not ns["chosen"] < ns["limit"]
+    assert "FAIL  C1" in capsys.readouterr().out
 
 
 def test_same_seed_same_numbers_and_another_seed_others(lesson):

@@ -80,6 +80,22 @@ def test_orders_are_1_2_and_4_on_the_exact_field_of_the_moons(ns):
         assert abs(ratio.log2().median().item() - order) < 0.15
 
 
+def test_energy_distance_sums_the_squared_difference_of_two_fourier_transforms(ns):
+    """In the plane: |F_x(k) - F_y(k)|^2 / (2 pi |k|^3), an integral over all k, if a cloud's pairs include each point with
+    itself. Far out |F_x - F_y|^2 is 1 / n + 1 / m on average, which gives the rest of the integral."""
+    x, y = clouds(n=40)[0]
+    n, far = 40, 80
+    radius = torch.arange(0.01, far, 0.02).double()
+    angle = torch.arange(0, torch.pi, torch.pi / 90).double()  # k and -k give the same
+    k = radius[:, None, None] * torch.stack([angle.cos(), angle.sin()], 1)  # (4000, 90, 2)
+    gap = torch.exp(1j * (k @ x.double().T)).mean(2) - torch.exp(1j * (k @ y.double().T)).mean(2)
+    integral = (gap.abs() ** 2).mean(1) / radius**2
+    pairs = 2 * torch.cdist(x, y).mean() - torch.cdist(x, x).mean() - torch.cdist(y, y).mean()
+    assert abs(integral.sum() * 0.02 + 2 / n / far - pairs) < 0.01 * pairs
+    others = torch.pdist(x).mean() / n + torch.pdist(y).mean() / n  # without the pairs of a point with itself
+    assert abs(ns.energy_distance(x, y) - (pairs - others)) < 1e-5
+
+
 def test_energy_distance_by_brute_force(ns):
     x, y = torch.randn(40, 2), torch.randn(30, 2) + 0.3
 
