@@ -6,20 +6,20 @@
 A net can learn a number for every x, high where data are. To become a density, it must be divided
 by its sum over all of space, and nobody can form that sum for pictures. And even if p_data were
 known, guessing would fail: draw guesses from an easy prior, N(0, I), and let each count by its
-weight w = p_data / prior (importance sampling). A few guesses have nearly all the weight. A mean
-over n guesses is as noisy as a mean over n E[w]^2 / E[w^2] real draws (effective sample size). So
-E[w]^2 / E[w^2] is what a guess is worth. If x has d numbers, say d / 2 independent points of a
-plane, the weights of its points multiply, and so does the worth.
+weight w = p_data / prior (importance sampling). A few guesses have nearly all the weight. So n
+guesses are worth fewer real draws: n if all weights are equal, 1 if one guess has it all, in
+general n E[w]^2 / E[w^2] (effective sample size). If x has d numbers, say d / 2 independent points
+of a plane, the weights of its points multiply, and so does a guess's worth.
 The way out is a path. Its velocity is a mean, which a net can learn by squared error, without a sum
 over space. Join noise eps from the prior to data x by a line, xt = t x + (1 - t) eps: a point on it
 moves with x - eps. Shown xt and t, a net learns the mean of all lines there,
     v(xt, t) = E[x - eps | xt]
-Noise that moves with this mean in small steps ends as data. (Lesson 05 shows why the mean is
-enough.) In one step all would end at E[x], as v is E[x] - eps at t = 0.
+Noise that moves with this mean in small steps ends as data (lesson 05 shows why the mean is
+enough). At t = 0, xt is noise and tells nothing of x, so v is E[x] - eps: one step would end at
+E[x].
 C1 The worth of a guess is .187 in two dimensions and falls as .187^(d/2) in d.
 C2 A net that is asked once, at t = 0, sends all noise to the mean of the data.
-C3 The same kind of net, asked again in each of --steps steps, turns noise into data: the distance
-to data is a quarter of the noise's, or less.
+C3 The same kind of net, asked in each of --steps steps, ends 4 times nearer to data than noise is.
 RUN    python 01_problem.py              (5 seconds)
 BREAK  python 01_problem.py --steps 1    the path is one step: all noise goes to the mean, C3 fails
 PAPER  Owen 2013, Monte Carlo, section 9.3 (weights); Lipman et al. 2022, arXiv 2210.02747"""
@@ -42,8 +42,8 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 
 # --- data: two moons. Why 2D first: here p_data is a formula, and every error can be seen
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
-MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2); -MOON hooks into it
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), scaled: x and y have mean variance 1
+MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper moon
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), both, scaled to variance 1 (mean of x and y)
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -93,8 +93,8 @@ path = train_mean_velocity(1, args.iters)  # all t; no loss gets to 0, as lines 
 
 # --- measure
 def energy_distance(x, y):
-    """Twice the mean distance between clouds (n, 2), minus those within: 0 +- chance if alike, more
-    if not (energy distance, Szekely and Rizzo 2013)."""
+    """Twice the mean distance from x to y (n, 2), minus the mean distances within x and within y:
+    0 +- chance if they are alike, else more (energy distance, Szekely and Rizzo 2013)."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
 # In d dimensions the data are d / 2 independent points of the moons.
@@ -106,7 +106,7 @@ guesses = torch.randn(300_000, 2)  # 100,000 guesses for d = 2, as many points m
 log_w = (log_p_data(guesses) - log_prior(guesses)).view(3, 100_000).cumsum(0)  # logs add
 worth = [effective_share(row) for row in log_w]  # each row has one point more
 factors = [worth[0], worth[1] ** (1 / 2), worth[2] ** (1 / 3)]  # per two dimensions
-off = max(abs(factor / exact - 1) for factor in factors)  # C1
+off = max(abs(factor / exact - 1) for factor in factors)  # C1; by chance up to .15
 noise, real = torch.randn(2500, 2), two_moons(2500)
 landed = walk(once, noise, 1)
 from_mean = landed.square().mean().sqrt().item()  # C2; the mean of the data is 0

@@ -43,8 +43,8 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
-MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2); -MOON hooks into it
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), scaled: x and y have mean variance 1
+MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper moon
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), both, scaled to variance 1 (mean of x and y)
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -66,7 +66,7 @@ def walk_back(model_mean, xt):  # p's walk from noise xt (n, 2) to samples (n, 2
     return xt
 
 # --- train. Why C3: step_mean multiplies an error of eps_hat by beta / s, about 1 / 100. A net that
-# answers with the mean itself has no such help: it would have to be 100 times as exact.
+# answers with the mean itself has no such help. It gets more exact, but not 100 times.
 def train_target(target, iters, seed, odds=torch.ones(1000)):  # odds w for t weigh the loss by w
     torch.manual_seed(seed)  # the same seed for every net
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),

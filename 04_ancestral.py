@@ -4,20 +4,20 @@
 # ///
 """04 Ancestral sampling: from noise back to data, one Gaussian step at a time.
 The chain of lesson 02 goes from data x to xu (time u), xt (time t) and noise (eps, z ~ N(0, I)):
-    xt = a x + s eps,  a^2 = abar[t], the product of all 1 - beta up to t,  s^2 = 1 - abar[t]
-    xt = sqrt(1 - beta) xu + sqrt(beta) z,  where beta joins all steps from u to t in one:
-    1 - beta = abar[t] / abar[u]
+    xt = a x + s eps,  a^2 = abar[t],  s^2 = 1 - abar[t]     (abar falls from 1 to 0)
+    xt = sqrt(1 - beta) xu + sqrt(beta) z,  1 - beta = abar[t] / abar[u]   (u < t; all steps in one)
 Now walk back: given xt, where was xu? If x were known, there would be two hints, both Gaussian:
     xu = sqrt(abar[u]) x       + noise of variance 1 - abar[u]          (the prior for xu)
     xu = xt / sqrt(1 - beta)   + noise of variance beta / (1 - beta)    (its likelihood)
 Bayes' rule multiplies them. The product is a Gaussian, too: the hints have shares in its mean in
 proportion to 1 / variance, and its own 1 / variance is the sum of theirs. This variance is called
 beta_tilde. But x is not known. A net, trained by squared error, finds the mean of all eps that fit
-xt, eps_hat. So x_hat = (xt - s eps_hat) / a is the mean of all x that fit, and we put it for x.
-As x scatters around x_hat, beta_tilde is too small a variance. DDPM's other choice is beta, which
-is larger, and right if the data are N(0, I). In short steps the two hardly differ. With variance 0,
-the steps only shrink the cloud, to a spot. Why short steps? After a long one, xu may be on one moon
-or on the other, and no Gaussian says that.
+xt, eps_hat. So x_hat = (xt - s eps_hat) / a is the mean of all x that fit. As the mean of xu is
+linear in x, we may put in x_hat. But x scatters around x_hat, and this adds to the variance of xu:
+    beta_tilde + (slope of xu's mean in x)^2 (variance of x, given xt)
+DDPM takes beta_tilde or beta, which is right if the data are N(0, I). In short steps, the slope is
+small. Without noise, a step loses this spread, and step by step all shrinks to a spot.
+Why short steps? After a long one, xu may be on one moon or on the other: that is no Gaussian.
 C1 100 steps (--steps, --var) end as near to the data as 1000.  C2 In 10, beta beats beta-tilde.
 RUN    python 04_ancestral.py               (6 seconds)
 BREAK  python 04_ancestral.py --var zero    one small spot: C1 fails; so it does with --steps 3
@@ -40,8 +40,8 @@ torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
-MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2); -MOON hooks into it
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), scaled: x and y have mean variance 1
+MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper moon
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), both, scaled to variance 1 (mean of x and y)
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -58,9 +58,8 @@ def bayes(xt, x, t, u, abar):
     beta = 1 - abar[t] / abar[u]  # of the noise between u and t; beta[t] if u = t - 1
     from_x, var_x = abar[u].sqrt() * x, 1 - abar[u]  # mean and variance of xu by the first hint
     from_xt, var_xt = xt / (1 - beta).sqrt(), beta / (1 - beta)  # second hint, solved for xu
-    # In a product of Gaussians the weights 1 / variance add up, so 1 / beta_tilde is their sum:
-    beta_tilde = var_x * var_xt / (var_x + var_xt)
-    share = var_x / (var_x + var_xt)  # of the second hint; the narrower hint has the larger share
+    beta_tilde = var_x * var_xt / (var_x + var_xt)  # 1 / (1 / var_x + 1 / var_xt), or 0
+    share = var_x / (var_x + var_xt)  # of the second hint; it is large if the first one is vague
     mean = from_x + share * (from_xt - from_x)  # equation 7
     return mean, beta, beta_tilde
 
@@ -100,8 +99,8 @@ eps_net = train_eps(abar, args.iters)
 
 # --- measure
 def energy_distance(x, y):
-    """Twice the mean distance between clouds (n, 2), minus those within: 0 +- chance if alike, more
-    if not (energy distance, Szekely and Rizzo 2013)."""
+    """Twice the mean distance from x to y (n, 2), minus the mean distances within x and within y:
+    0 +- chance if they are alike, else more (energy distance, Szekely and Rizzo 2013)."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
 
@@ -138,11 +137,11 @@ draw(10)  # always 10 at the start, as in C2: --steps and --var set C1's run onl
 slider.on_changed(draw)
 fig.savefig("04_ancestral.png", dpi=120)
 
-# --- claims: chance alone gives these differences a std of .0015; the bounds are 4 times that
+# --- claims. Two mean distances differ by chance with a std of .0015; the margins are 4 times that
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
-limit = min(full, before) + 0.006  # before: if the net is so bad that 1000 steps end anywhere
+limit = min(full, before) + 0.006  # before: lest 1000 bad steps excuse all
 claim("C1", f"energy distance, {args.steps} steps (1000: {full:.4f})", chosen, "<", limit)
 claim("C2", "energy distance, 10 steps with beta-tilde minus beta", by_tilde - by_beta, ">", 0.006)
 print("figure: 04_ancestral.png")

@@ -3,19 +3,19 @@
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
 """08 DiT: a transformer that leads noise to pictures, and what its parts are good for.
-As in lesson 06, a net sees t and xt = t x + (1 - t) eps and learns the mean velocity x - eps there.
-Noise that moves with this mean ends as data (lesson 05), here as a picture of the digit y.
+Data x are pictures of 16 x 16 pixels, eps is noise. As in lesson 06, a net sees a mix of both,
+xt = t x + (1 - t) eps, and t. It learns the mean of the velocity x - eps. Noise that moves with it
+from t = 0 to 1 ends as data (lesson 05), here as a picture of the digit y.
 A DiT (diffusion transformer) cuts xt into 16 patches of 4 x 4 pixels. One matrix makes each patch a
 token, a vector of 48 numbers. Then blocks change the tokens h, in two steps each:
     h = h + gate * f((1 + scale) * norm(h) + shift)
 First f is attention: each token takes a weighted mean of all tokens. Then f is an MLP, for each by
 itself. A matrix makes shift, scale and gate from t and y (adaLN).
-Why patches? The velocity contains eps, so the net must hand on 256 numbers of noise. 16 x 48 have
-room for them. If the whole picture is ONE token, it attends only to itself: an MLP of width 48.
-Sampling follows x - eps, which takes off only the noise that the net hands on.
+Why patches? The velocity contains the noise, 256 numbers. 16 x 48 numbers have room for it. A whole
+picture as ONE token has 48: an MLP, in effect. Noise that it does not hand on is not taken off.
 Why do gates start at 0 (adaLN-Zero)? From 1, at a high rate, blocks add over 100 times h (printed).
 C1 The DiT draws the digits that we want.   C2 The MLP leaves noise in them.
-C3 At twice the rate, 150 iterations teach a DiT with gates from 0, but not one with gates from 1.
+C3 At twice the learning rate, 150 iterations teach a DiT with gates from 0, but not from 1.
 RUN    python 08_dit.py               (13 seconds)
 BREAK  python 08_dit.py --patch 16    makes the first net an MLP, too: C1 fails
 PAPER  Peebles, Xie 2022, arXiv 2212.09748, section 3.2"""

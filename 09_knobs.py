@@ -34,8 +34,8 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
-MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2); -MOON hooks into it
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), scaled: x and y have mean variance 1
+MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper moon
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), both, scaled to variance 1 (mean of x and y)
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 UPPER, BLANK = torch.ones(1), torch.zeros(1)  # labels: 1 upper, -1 lower, 0 no label
 def labelled_moons(n):
@@ -99,8 +99,8 @@ def train_labelled(iters):
 
 # --- measure
 def energy_distance(x, y):
-    """Twice the mean distance between clouds (n, 2), minus those within: 0 +- chance if alike, more
-    if not (energy distance, Szekely and Rizzo 2013)."""
+    """Twice the mean distance from x to y (n, 2), minus the mean distances within x and within y:
+    0 +- chance if they are alike, else more (energy distance, Szekely and Rizzo 2013)."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
 

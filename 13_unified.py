@@ -3,23 +3,23 @@
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
 """13 Unified-token transformers: one net reads and writes words, pictures and sounds.
-A number can be written in words, as a picture, or as the sound of telephone keys. All three become
-rows of tokens, integers, and the net sees only these. The tokens of a 4:
+A number can be written in words, as a picture, or as the sound of telephone keys, each two tones at
+once, for its row and column. By tables, all become rows of tokens, integers. The tokens of a 4:
     words     4               one of 0 to 9
     picture   37 38 39 40     four vertical strips, 21 to 60, as 21 + 4 x 4 = 37
-    sound     15 18           its key's row, 14 to 17, and column, 18 to 20, both counted from 0
-Here is 41 as a picture (source), then in words (target), with markers (10 to 13) and places:
+    sound     15 18           row 1, of tokens 14 to 17, and column 0, of 18 to 20
+41 as a picture (source), then in words (target), with markers, 10 to 13, and places:
     token  <image>  37 38 39 40  25 26 27 28  <end>  <text>  4  1  <end>
     place     0      1  1  1  1   2  2  2  2    0       0    1  2    0
-A transformer learns to predict each token of the target from all before it. At <text> it has to
-look (attend) at place 1 of the source, and writes 4; at the 4, at place 2; then there is no place
-3, so <end>. In a picture, 38 follows 37. A digit has one place in all media, so it can read a mix:
+A transformer learns to predict each token of the target from all before it. For the first digit it
+has to look (attend) at place 1 of the source, for the next at place 2. If it finds no such place,
+it writes <end>. A place counts digits, not tokens, in all media. So the net can read a mix:
     token  <image>  37 38 39 40  <end>  <audio>  14 19  <end>  <text>  4  2  <end>
     place     0      1  1  1  1    0       0      2  2    0       0    1  2    0
 C1 One net writes each medium from each.  C2 It reads half picture, half sound, a mix it never saw.
 RUN    python 13_unified.py                 (10 seconds; slider: over 6 digits, untrained, it fails)
 BREAK  python 13_unified.py --markers off   one marker for all cannot say what to write: C1, C2 fail
-PAPER  Chameleon, arXiv 2405.09818 (words and pictures); LWM, 2402.08268 (and films)"""
+PAPER  Chameleon, arXiv 2405.09818 (with a learned table for pictures); LWM, 2402.08268"""
 import argparse
 import matplotlib.pyplot as plt
 import torch

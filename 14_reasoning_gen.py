@@ -6,19 +6,19 @@
 In go two pictures, A and B, and a start. A picture has 3 x 3 cells, named 0 to 8 row by row, with a
 coloured digit in each. A's digits name the cell to hop to next; hops visit all nine cells before
 they come back. The task: hop k times from the start, to the goal, then draw A with B's digit in the
-goal. The net writes b words, its thoughts, then the goal, then the picture. A word names a cell,
-its role the hops to the next word. With k = 3, b = 2, start 4, thoughts 7 and 2, and goal 0:
+goal. The net writes b words, its thoughts, then the goal, then the picture. A word names a cell.
+Its role is the number of hops from it to the next word. With k = 3, b = 2, start 4, goal 0, this is
     input    A   B   4   7   2   0        cells 0 ... 8
     role             1   1   1   0
     output           7   2   0   unused   the picture
 The net is one layer of attention and an MLP, called once for each word that it writes. Its 8 heads
 look up cells at once: from the input 4 one finds the 7 in cell 4 of A. To look up cell 7, it needs
-7 as an input, so the next call. A call is one hop: b thoughts and the goal make b + 1. One more
-call draws: each cell looks up its digits in A and B, and the goal. If k is larger than b + 1,
-several hops are left for the call that writes the goal. The net has not learned them and guesses
-one of 7 cells (not the last word, not the next).
-C1 With k - 1 thoughts, 1 to 5 hops end in the right picture. C2 Without thoughts, 2 to 5 hops do
-so no more often than by such a guess. C3 The net hops on from a wrong thought.
+7 as an input, and this it is in the next call. So a call is one hop: b thoughts and the goal make
+b + 1. One more call draws: each cell looks up its digits in A and B, and the goal. If k is larger
+than b + 1, several hops are left for one call. The net is trained on this, too, but one layer looks
+up only once. It guesses: of 7 cells (not the last word, not the one after it), one is right.
+C1 With k - 1 thoughts, 1 to 5 hops end in the right picture. C2 Without thoughts, after 2 to 5 hops
+about 1 picture in 7 is right. C3 The net hops on from a wrong thought.
 RUN    python 14_reasoning_gen.py                 (12 seconds; sliders: hops, thoughts, wrong)
 BREAK  python 14_reasoning_gen.py --thoughts 0    the net guesses from 2 hops on: C1 fails
 PAPER  arXiv 2201.11903 (chain of thought), 2310.07923 (steps in series), 2405.09818 (Chameleon)"""
