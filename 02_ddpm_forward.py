@@ -12,8 +12,8 @@ The sum of two independent Gaussians is Gaussian, and variances add. With s^2 = 
 So x_t has the same form, with (1 - beta) a^2 for a^2 and a new eps. After t steps, in closed form,
     xt = a x + s eps,  a^2 = abar[t] = (1 - beta[1]) ... (1 - beta[t]),  s^2 = 1 - abar[t]
 So a training point needs no chain. To generate, we must walk back from noise. A net sees xt and t,
-not x, and has to guess eps. Many fit, and by squared error it learns their mean, eps_hat. Then
-x_hat = (xt - s eps_hat) / a is the mean of all x that fit: enough for short steps back (lesson 04).
+not x, and has to guess eps. Many pairs x, eps fit one xt. By squared error, the net learns the mean
+of their eps, eps_hat; x_hat = (xt - s eps_hat) / a is the mean of their x. Lesson 04 walks with it.
 C1 At every t, the noise in a chain that was really run, (xt - a x) / s, is Gaussian.
 C2 At t = T hardly anything is left of x: the chain has reached N(0, I), where sampling starts.
 C3 A net that saw only the closed form finds the noise in chains nearly as well as best_eps does.
@@ -40,7 +40,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper moon
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), both, scaled to variance 1 (mean of x and y)
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); now two_moons has variance 1, mean of x and y
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""

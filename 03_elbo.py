@@ -10,13 +10,12 @@ mean that a net computes from x_t; its variance is beta, DDPM's choice. How prob
 Nobody can sum p(walk) over all walks that end in x. But q draws such walks, with q(walk) given x:
     p(x) = sum of p(walk) = sum of q(walk) p(walk) / q(walk) = mean of p(walk) / q(walk)
     log p(x) >= mean of log(p(walk) / q(walk))    (the log of a mean is at least the mean log)
-The right side is the evidence lower bound, ELBO, which training raises. It is a sum over t, because
-p(walk) and q(walk) are products of steps. Given x, a step of q can be turned round: x_(t-1), given
-x_t and x, is Gaussian, too, and its mean is step_mean(x_t, eps) below (lesson 04 derives such
-means). Let p have the mean step_mean(x_t, eps_hat), with a guess of the noise by the net. Then a
-term of the sum is on average, as for any two Gaussians of fixed variances,
-    constant - |mean of q - mean of p|^2 / (2 beta) = constant - w |eps - eps_hat|^2
-where w = beta / (2 (1 - beta) s^2), as step_mean takes eps times beta / (s sqrt(1 - beta)).
+The right side is the evidence lower bound, ELBO, which training raises. With q's steps turned round
+by Bayes' rule, given x, it is a constant plus a sum over t of terms, each on average
+    log(p(x_(t-1) | x_t) / q(x_(t-1) | x_t, x)) = constant - |mean of q - mean of p|^2 / (2 beta)
+as for all Gaussians of fixed variances. The mean of q is step_mean(x_t, eps) below (lesson 04). Let
+p have the mean step_mean(x_t, eps_hat), where the net guesses eps_hat. Then a term is
+    constant - w |eps - eps_hat|^2,    w = beta / (2 (1 - beta) s^2)
 So a net that finds the noise is a model of the data. DDPM's loss, L_simple, drops w, which is
 largest at t = 1, where the noise is too small to be seen. Without w, the net works more on noise
 that can be seen. The bound suffers (C2), but pictures gain, says the paper (not tested here).
@@ -44,7 +43,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper moon
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), both, scaled to variance 1 (mean of x and y)
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); now two_moons has variance 1, mean of x and y
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""

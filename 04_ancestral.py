@@ -13,10 +13,11 @@ Bayes' rule multiplies them. The product is a Gaussian, too: the hints have shar
 proportion to 1 / variance, and its own 1 / variance is the sum of theirs. This variance is called
 beta_tilde. But x is not known. A net, trained by squared error, finds the mean of all eps that fit
 xt, eps_hat. So x_hat = (xt - s eps_hat) / a is the mean of all x that fit. As the mean of xu is
-linear in x, we may put in x_hat. But x scatters around x_hat, and this adds to the variance of xu:
-    beta_tilde + (slope of xu's mean in x)^2 (variance of x, given xt)
-DDPM takes beta_tilde or beta, which is right if the data are N(0, I). In short steps, the slope is
-small. Without noise, a step loses this spread, and step by step all shrinks to a spot.
+linear in x, x_hat may stand for x there. But x scatters around x_hat, so the variance of xu is
+larger than beta_tilde, which is right if x is certain. Beta is larger, too, and right if the data
+are N(0, I). The truth lies between. In short steps the two nearly agree; in 10 long ones beta_tilde
+is clearly too small, and the samples shrink (C2). With no noise at all, each step shrinks the cloud
+(at first by sqrt(1 - beta)), until a spot is left.
 Why short steps? After a long one, xu may be on one moon or on the other: that is no Gaussian.
 C1 100 steps (--steps, --var) end as near to the data as 1000.  C2 In 10, beta beats beta-tilde.
 RUN    python 04_ancestral.py               (6 seconds)
@@ -41,7 +42,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper moon
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), both, scaled to variance 1 (mean of x and y)
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); now two_moons has variance 1, mean of x and y
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -54,7 +55,7 @@ def schedule(T):
     return beta, (1 - beta).cumprod(0)
 
 def bayes(xt, x, t, u, abar):
-    """Mean of xu given xt and x, (B, 2) each, u < t; then beta and beta-tilde, (1,) each."""
+    """Mean of xu given xt and x, (B, 2), at numbers u < t; then beta and beta_tilde, (1,) each."""
     beta = 1 - abar[t] / abar[u]  # of the noise between u and t; beta[t] if u = t - 1
     from_x, var_x = abar[u].sqrt() * x, 1 - abar[u]  # mean and variance of xu by the first hint
     from_xt, var_xt = xt / (1 - beta).sqrt(), beta / (1 - beta)  # second hint, solved for xu
@@ -70,7 +71,7 @@ def ancestral(eps_net, xt, abar, n_steps, var):
         eps_hat = eps_net(xt, t.expand(len(xt)))  # the net takes xt (B, 2) and t (B,)
         x_hat = (xt - (1 - abar[t]).sqrt() * eps_hat) / abar[t].sqrt()
         xt, beta, beta_tilde = bayes(xt, x_hat, t, u, abar)
-        if var == "beta" and u > 0:  # none at the end, as in algorithm 2
+        if var == "beta" and u > 0:  # at the end, it would stay in the samples
             xt = xt + beta.sqrt() * torch.randn_like(xt)
         if var == "beta-tilde":  # it is 0 at u = 0
             xt = xt + beta_tilde.sqrt() * torch.randn_like(xt)
@@ -141,7 +142,7 @@ fig.savefig("04_ancestral.png", dpi=120)
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
-limit = min(full, before) + 0.006  # before: lest 1000 bad steps excuse all
+limit = min(full, before) + 0.006  # if 1000 steps are worse than noise: noise
 claim("C1", f"energy distance, {args.steps} steps (1000: {full:.4f})", chosen, "<", limit)
 claim("C2", "energy distance, 10 steps with beta-tilde minus beta", by_tilde - by_beta, ">", 0.006)
 print("figure: 04_ancestral.png")

@@ -7,13 +7,13 @@ Join noise eps and data x by a line, xt = t x + (1 - t) eps. At time t the point
 have a density p: noise at t = 0, data at t = 1. We want a velocity v(xt, t) that moves noise such
 that it has this density at every t. Points never vanish: where p rises, more flow in than out,
     dp/dt = -div(p v)    (continuity equation)
-Fix one x. The points that go to it have a density p_x and, at each place, one velocity x - eps, as
-eps = (xt - t x) / (1 - t). So dp_x/dt = -div(p_x (x - eps)). Summed over all x, the left side is
-dp/dt. So the equation holds for p, if
+Let p_x be the part of p that goes to one x. At each place it has one velocity x - eps, as there is
+one eps = (xt - t x) / (1 - t). So dp_x/dt = -div(p_x (x - eps)). Summed over all x, the left side
+is dp/dt, and so the equation holds for p, if
     p v = sum over x of p_x (x - eps)
-Divided by p, this is a mean, v = E[x - eps | xt]. Noise that moves with v starts like p and obeys
-the same equation, so it has the density p at every t. On real data, x - eps teaches v to a net.
-Over all pairs that meet at one xt and t,
+p_x / p is the probability of x given xt, so v is a mean, E[x - eps | xt]. Noise that moves with v
+starts like p and obeys the same equation, so it has the density p at every t. On real data, x - eps
+teaches v to a net. Over all pairs that meet at one xt and t,
     mean of |net - (x - eps)|^2 = |net - v|^2 + mean of |v - (x - eps)|^2
 (the mixed term is 0, since x - eps has mean v). The last term does not depend on the net.
 C1 The mean obeys the continuity equation at every place and time.
@@ -40,7 +40,7 @@ torch.set_default_dtype(torch.float64)  # 16 digits, so that C1's error is 0 or 
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper moon
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), both, scaled to variance 1 (mean of x and y)
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); now two_moons has variance 1, mean of x and y
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""

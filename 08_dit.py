@@ -3,17 +3,17 @@
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
 """08 DiT: a transformer that leads noise to pictures, and what its parts are good for.
-Data x are pictures of 16 x 16 pixels, eps is noise. As in lesson 06, a net sees a mix of both,
-xt = t x + (1 - t) eps, and t. It learns the mean of the velocity x - eps. Noise that moves with it
-from t = 0 to 1 ends as data (lesson 05), here as a picture of the digit y.
+Data x are pictures of 16 x 16 pixels, eps is noise. A net sees a mix of both, xt = t x + (1 - t)
+eps, t and a digit y. It learns the mean of the velocities x - eps there (lesson 06). This carries
+as much as all of them together, so noise that moves with it ends as data: a picture of y.
 A DiT (diffusion transformer) cuts xt into 16 patches of 4 x 4 pixels. One matrix makes each patch a
 token, a vector of 48 numbers. Then blocks change the tokens h, in two steps each:
     h = h + gate * f((1 + scale) * norm(h) + shift)
 First f is attention: each token takes a weighted mean of all tokens. Then f is an MLP, for each by
 itself. A matrix makes shift, scale and gate from t and y (adaLN).
 Why patches? The velocity contains the noise, 256 numbers. 16 x 48 numbers have room for it. A whole
-picture as ONE token has 48: an MLP, in effect. Noise that it does not hand on is not taken off.
-Why do gates start at 0 (adaLN-Zero)? From 1, at a high rate, blocks add over 100 times h (printed).
+picture as ONE token has 48, and attends only to itself: an MLP. Noise that it cannot hand on stays.
+Gates start at 0 (adaLN-Zero). From 1, at a high rate, blocks soon add over 100 times h (printed).
 C1 The DiT draws the digits that we want.   C2 The MLP leaves noise in them.
 C3 At twice the learning rate, 150 iterations teach a DiT with gates from 0, but not from 1.
 RUN    python 08_dit.py               (13 seconds)

@@ -5,8 +5,8 @@
 """09 Practical knobs: schedule, solver and guidance, turned on one small net.
 Between noise eps and data x lie mixes of the two, at an angle phi that grows from 0 to pi / 2:
     xt = a x + s eps,    a = sin(phi),  s = cos(phi),    v = d xt / d phi = s x - a eps
-Many x and eps lead to one xt, and the net learns the mean of their v. Tiny steps along this mean
-lead noise to data (lesson 05), each to its exact end. Longer steps miss it.
+Many x and eps lead to one xt. The net learns the mean of their v, which carries as much as all of
+them together. So tiny steps along it lead noise to data: to exact ends. Longer steps miss them.
 The net also reads a label: upper moon, lower moon or none. One in five is wrong, so at first
 v_label leads to .8 upper + .2 lower (means of the moons), v_blank to .5 + .5. Guidance follows
 v_blank + w (v_label - v_blank): w = 2 leads to 1.1 upper - .1 lower, w = 8 too far, to 2.9 - 1.9.
@@ -35,7 +35,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper moon
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), both, scaled to variance 1 (mean of x and y)
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); now two_moons has variance 1, mean of x and y
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 UPPER, BLANK = torch.ones(1), torch.zeros(1)  # labels: 1 upper, -1 lower, 0 no label
 def labelled_moons(n):

@@ -8,9 +8,8 @@ sound is a list of levels, a picture is a list of patches, here its 16 rows. A n
 tokens gives each a probability: "this row or that row". A net that answers in pixels learns, by
 least squared error, the mean of all rows that may come, a grey like none of them.
 At first all tokens are hidden. A call of the net guesses them all, but the guesses do not know of
-each other and may not fit. So we keep only some, and the next call sees these and guesses the rest
-again. The net was trained on pictures with any tokens hidden, so it does not matter which. Four
-methods differ in the guesses that they keep:
+each other and may not fit. So we keep only some, and the next call sees these and guesses the rest.
+The net was trained with any tokens hidden. Four methods differ in the guesses that they keep:
     AR (autoregressive): the next row       hybrid: the next row, in the last call all the rest
     MaskGIT: those the net is surest of     diffusion (its noise hides tokens): at random places
 The data are 40 pictures of digits, and a picture that is written is real if it is one of them.
@@ -68,8 +67,9 @@ def train_unmask(tokens, iters):
         hidden = torch.rand(64, N) < t
         xt = torch.where(hidden, MASK, x)
         nats = nn.functional.cross_entropy(net(xt).transpose(1, 2), x, reduction="none")  # (64, N)
-        # A token is revealed at a random time t, from 1 down to 0, and then costs its nats. At t it
-        # is hidden with probability t, and 1 / t makes up for the times when it is not.
+        # A picture is coded token by token in random order. The turn of a token is at a random t, with
+        # the share t hidden. In xt it is itself hidden in the share t of the cases only: hence 1 / t.
+        # The sum is the length of the whole code, on average at least log 40, for 40 pictures.
         loss = (nats * hidden / t).sum(1).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -89,8 +89,8 @@ def write(net, method, calls, temperature):
         rest = (xt[0] == MASK).sum().item()  # hidden tokens, as many in each of the 100 pictures
         keep = rest // left  # an equal share for each call: with 8 calls 2 2 2 2 2 2 2 2
         if method == "MaskGIT":
-            # A guess of probability near 1 hardly depends on the others, so such guesses fit (C3).
-            # A rare one is not kept, and drawn again in the next call, mostly as a common one (C4).
+            # A guess that is nearly certain fits, whatever the others turn out to be (C3). A rare one
+            # is not kept. The next call draws again there, mostly a common one (C4).
             score = p.log_prob(guess)
         elif method == "diffusion":
             score = torch.rand(100, 16)  # any place can score high
@@ -109,7 +109,7 @@ def pixels_apart(pictures):
 
 mean = PICTURES.mean(0, keepdim=True)  # (1, 16, 16), in pixels the answer of least squared error
 wrong_mean = pixels_apart(mean).min().item()  # from the mean to the nearest of the 40
-torch.manual_seed(args.seed)  # draw does the same, so the figure shows these pictures
+torch.manual_seed(args.seed)  # as in draw, so the figure shows these pictures
 apart = {m: pixels_apart(write(net, m, args.calls, 1)) for m in METHODS}  # each (100, 40)
 wrong = apart["AR"].min(1).values.mean().item()  # C1, the average of 100 pictures
 real = {m: (apart[m] == 0).any(1).sum().item() for m in METHODS}  # C3: of 100, so many are real

@@ -78,7 +78,7 @@ class TokenNet(nn.Module):
     def forward(self, source, target):
         x = torch.cat([source, target], 1)  # (B, N, 2)
         mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])  # hides later tokens
-        h = self.token(x[:, :, 0]) + self.place(x[:, :, 1])  # (B, N, C), C = 64
+        h = self.token(x[:, :, 0]) + self.place(x[:, :, 1])  # (B, N, C): no other positions
         return self.head(self.blocks(h, mask)[:, source.shape[1]:])
 PAIRS = [(given, wanted) for given in SPELL for wanted in SPELL]
 def train_documents(net, iters):  # to write random numbers in one medium from another
@@ -102,7 +102,7 @@ def reply(net, source, target):
     """What the net writes after target's first token, a marker, at target's places: (B, N, 2)."""
     target = target.clone()
     for n in range(1, target.shape[1]):
-        target[:, n, 0] = net(source, target[:, :n])[:, -1].argmax(1)  # the likeliest token
+        target[:, n, 0] = net(source, target[:, :n])[:, -1].argmax(1)  # the likeliest next token
     return target
 def share_right(net, source, target):  # the share of the B numbers without any mistake
     return (reply(net, source, target) == target).flatten(1).all(1).float().mean().item()
