@@ -14,9 +14,9 @@ The way out is a path. Its velocity is a mean, which a net can learn by squared 
 over space. Join noise eps from the prior to data x by a line, xt = t x + (1 - t) eps: a point on it
 moves with x - eps. Shown xt and t, a net learns the mean of all lines there,
     v(xt, t) = E[x - eps | xt]
-At each place and time, this mean carries as much as all the lines there together. So noise that
-moves with it keeps the density of the points xt, and ends as data. At t = 0, xt is noise and tells
-nothing of x: v is E[x] - eps, and one step would end at E[x].
+Why is the mean enough? Density changes only by flow, and flow is density times mean velocity. Noise
+has the density of the points xt at t = 0. If it moves with v, both change alike at each moment, so
+it ends as data. At t = 0, xt tells nothing of x: v is E[x] - eps, and one step would end at E[x].
 C1 The worth of a guess is .187 in two dimensions and falls as .187^(d/2) in d.
 C2 A net that is asked once, at t = 0, sends all noise to the mean of the data.
 C3 The same kind of net, asked in each of --steps steps, ends 4 times nearer to data than noise is.
@@ -43,7 +43,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data: two moons. Why 2D first: here p_data is a formula, and every error can be seen
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper moon
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); now two_moons has variance 1, mean of x and y
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); the samples, x and y pooled, have std 1
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""

@@ -10,15 +10,15 @@ mean that a net computes from x_t; its variance is beta, DDPM's choice. How prob
 Nobody can sum p(walk) over all walks that end in x. But q draws such walks, with q(walk) given x:
     p(x) = sum of p(walk) = sum of q(walk) p(walk) / q(walk) = mean of p(walk) / q(walk)
     log p(x) >= mean of log(p(walk) / q(walk))    (the log of a mean is at least the mean log)
-The right side is the evidence lower bound, ELBO, which training raises. With q's steps turned round
-by Bayes' rule, given x, it is a constant plus a sum over t of terms, each on average
-    log(p(x_(t-1) | x_t) / q(x_(t-1) | x_t, x)) = constant - |mean of q - mean of p|^2 / (2 beta)
-as for all Gaussians of fixed variances. The mean of q is step_mean(x_t, eps) below (lesson 04). Let
-p have the mean step_mean(x_t, eps_hat), where the net guesses eps_hat. Then a term is
-    constant - w |eps - eps_hat|^2,    w = beta / (2 (1 - beta) s^2)
+The right side is the evidence lower bound, ELBO, which training raises. It is a sum over t, because
+p(walk) and q(walk) are products of steps. Given x, a step of q can be turned round: x_(t-1), given
+x_t and x, is Gaussian, too, with mean step_mean(x_t, eps) below (lesson 04 derives such means). Let
+p have the mean step_mean(x_t, eps_hat), with the net's guess of eps. Then a term of the sum is, on
+average and as for any two Gaussians of fixed variances,
+    constant - |mean of q - mean of p|^2 / (2 beta) = constant - w |eps - eps_hat|^2
+where w = beta / (2 (1 - beta) s^2), as step_mean takes eps times beta / (s sqrt(1 - beta)).
 So a net that finds the noise is a model of the data. DDPM's loss, L_simple, drops w, which is
-largest at t = 1, where the noise is too small to be seen. Without w, the net works more on noise
-that can be seen. The bound suffers (C2), but pictures gain, says the paper (not tested here).
+largest at t = 1, where no eye sees the noise. Pictures gain, says the paper (not tested here).
 C1 A net trained by L_simple loses less than a nat (unit of log p) against the best possible net.
 C2 Dropping w costs a part of it. C3 A net trained to answer with the mean of p loses over a nat.
 RUN    python 03_elbo.py                (5 seconds; click on the net whose samples to see)
@@ -43,7 +43,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper moon
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); now two_moons has variance 1, mean of x and y
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); the samples, x and y pooled, have std 1
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -65,8 +65,8 @@ def walk_back(model_mean, xt):  # p's walk from noise xt (n, 2) to samples (n, 2
     return xt
 
 # --- train. Why C3: step_mean multiplies an error of eps_hat by beta / s, about 1 / 100. A net that
-# answers with the mean itself has no such help. It gets more exact, but not 100 times.
-def train_target(target, iters, seed, odds=torch.ones(1000)):  # odds w for t weigh the loss by w
+# answers with the mean itself has no such help: to lose as little, it must be 100 times as exact.
+def train_target(target, iters, seed, odds=torch.ones(1000)):  # odds: how often each t is drawn
     torch.manual_seed(seed)  # the same seed for every net
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
                         nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
@@ -87,7 +87,7 @@ def train_target(target, iters, seed, odds=torch.ones(1000)):  # odds w for t we
         return step_mean(xt, answer, t) if target == "eps" else answer
     return model_mean
 models = {name: train_target(name, args.iters, args.seed) for name in ("mean", "eps")}
-models["eps with w"] = train_target("eps", args.iters, args.seed, odds=W[:, 0])
+models["eps with w"] = train_target("eps", args.iters, args.seed, odds=W[:, 0])  # as if by w
 models["no net"] = lambda xt, t: step_mean(xt, 0, t)  # eps_hat = 0
 
 # --- measure

@@ -35,7 +35,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data: two moons, or points of your own
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper moon
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); now two_moons has variance 1, mean of x and y
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); the samples, x and y pooled, have std 1
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""

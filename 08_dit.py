@@ -3,9 +3,9 @@
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
 """08 DiT: a transformer that leads noise to pictures, and what its parts are good for.
-Data x are pictures of 16 x 16 pixels, eps is noise. A net sees a mix of both, xt = t x + (1 - t)
-eps, t and a digit y. It learns the mean of the velocities x - eps there (lesson 06). This carries
-as much as all of them together, so noise that moves with it ends as data: a picture of y.
+A net sees xt = t x + (1 - t) eps, a mix of a picture x (16 x 16 pixels) and noise eps, with t and a
+digit y. It learns the mean of the velocities x - eps there. Noise that moves with it ends as data,
+here as a picture of y (lesson 05).
 A DiT (diffusion transformer) cuts xt into 16 patches of 4 x 4 pixels. One matrix makes each patch a
 token, a vector of 48 numbers. Then blocks change the tokens h, in two steps each:
     h = h + gate * f((1 + scale) * norm(h) + shift)
@@ -13,7 +13,7 @@ First f is attention: each token takes a weighted mean of all tokens. Then f is 
 itself. A matrix makes shift, scale and gate from t and y (adaLN).
 Why patches? The velocity contains the noise, 256 numbers. 16 x 48 numbers have room for it. A whole
 picture as ONE token has 48, and attends only to itself: an MLP. Noise that it cannot hand on stays.
-Gates start at 0 (adaLN-Zero). From 1, at a high rate, blocks soon add over 100 times h (printed).
+Gates start at 0 (adaLN-Zero), so blocks add nothing. From 1, at a high rate, they add 100 times h.
 C1 The DiT draws the digits that we want.   C2 The MLP leaves noise in them.
 C3 At twice the learning rate, 150 iterations teach a DiT with gates from 0, but not from 1.
 RUN    python 08_dit.py               (13 seconds)
@@ -104,8 +104,8 @@ def train_pictures(net, data, iters, lr):
         optimizer.step()
     print(f"{iters} iterations, loss {loss:.2f}, blocks add {net.growth:.1f} times h")
     return net.requires_grad_(False)
-nets = {"DiT": train_pictures(DiT(16, args.patch), data, args.iters, 0.015),
-        "MLP, one token": train_pictures(DiT(16, 16), data, args.iters, 0.007)}  # its best rate
+nets = {"DiT": train_pictures(DiT(16, args.patch), data, args.iters, 0.015),  # the best rate
+        "MLP, one token": train_pictures(DiT(16, 16), data, args.iters, 0.007)}  # the best for it
 nets |= {"gates from 0, 150 iterations": train_pictures(DiT(16, 4), data, 150, 0.03),
          "gates from 1, 150 iterations": train_pictures(DiT(16, 4, gate=1), data, 150, 0.03)}
 

@@ -5,11 +5,11 @@
 """09 Practical knobs: schedule, solver and guidance, turned on one small net.
 Between noise eps and data x lie mixes of the two, at an angle phi that grows from 0 to pi / 2:
     xt = a x + s eps,    a = sin(phi),  s = cos(phi),    v = d xt / d phi = s x - a eps
-Many x and eps lead to one xt. The net learns the mean of their v, which carries as much as all of
-them together. So tiny steps along it lead noise to data: to exact ends. Longer steps miss them.
-The net also reads a label: upper moon, lower moon or none. One in five is wrong, so at first
-v_label leads to .8 upper + .2 lower (means of the moons), v_blank to .5 + .5. Guidance follows
-v_blank + w (v_label - v_blank): w = 2 leads to 1.1 upper - .1 lower, w = 8 too far, to 2.9 - 1.9.
+Many x and eps lead to one xt. The net learns the mean of their v. Tiny steps along it lead noise to
+data (lesson 05 shows why the mean is enough): to exact ends. Longer steps miss them.
+The net also reads a label: upper moon, lower moon or none. One in five is wrong. So at phi = 0,
+where v is x, v_label is .8 upper + .2 lower (means of the moons) and v_blank .5 upper + .5 lower.
+Guidance, v_blank + w (v_label - v_blank), is 1.1 upper - .1 lower if w = 2, 2.9 - 1.9 if w = 8.
 C1 Schedule: Euler misses the exact ends by less at equal angles (cosine schedule) than at DDPM's.
 C2 Solver: a step of Heun asks for v twice. With half of Euler's steps it still misses by less.
 C3 Guidance: with w = 2, samples for "upper" are closer to the upper moon than with w = 1 (none).
@@ -35,7 +35,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper moon
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); now two_moons has variance 1, mean of x and y
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); the samples, x and y pooled, have std 1
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 UPPER, BLANK = torch.ones(1), torch.zeros(1)  # labels: 1 upper, -1 lower, 0 no label
 def labelled_moons(n):
@@ -47,8 +47,8 @@ def labelled_moons(n):
 
 # --- method, knob 1: schedule, the angles at which a sampler stops between noise and data
 BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])  # DDPM's, at k = 0 .. 1000
-ABAR = (1 - BETA).cumprod(0)  # a^2 at k: a step of DDPM takes it times 1 - beta
-def linear_beta(n_steps):  # (n_steps + 1,), equal steps of k: half of them near noise, at phi < .3
+ABAR = (1 - BETA).cumprod(0)  # a^2 at k; each step of DDPM multiplies it by 1 - beta
+def linear_beta(n_steps):  # (n_steps + 1,); half of them are near noise, phi < .3
     k = torch.linspace(1000, 0, n_steps + 1).round().long()  # from noise to data
     return ABAR[k].sqrt().asin()  # since a = sqrt(abar) = sin(phi)
 def equal_angles(n_steps):  # (n_steps + 1,), from 0 to pi / 2 = 1.57
@@ -111,7 +111,7 @@ def misses(v, noise, exact, n_steps):  # from exact ends; v is called 2 n_steps 
     return [(end - exact).norm(dim=1).mean().item() for end in ends]
 v = train_labelled(args.iters)
 noise = torch.randn(2500, 2)
-plain = guide(v, 1, UPPER, BLANK)
+plain = guide(v, 1, UPPER, BLANK)  # v for the label "upper"
 exact = follow(plain, noise, equal_angles(200), heun)  # so many steps that more change nothing
 miss = misses(plain, noise, exact, args.steps)  # C1, C2
 upper = MU[torch.randint(32, (2500,))] + STD * torch.randn(2500, 2)  # no wrong label among these

@@ -67,8 +67,8 @@ def train_unmask(tokens, iters):
         hidden = torch.rand(64, N) < t
         xt = torch.where(hidden, MASK, x)
         nats = nn.functional.cross_entropy(net(xt).transpose(1, 2), x, reduction="none")  # (64, N)
-        # A picture is coded token by token in random order. The turn of a token is at a random t, with
-        # the share t hidden. In xt it is itself hidden in the share t of the cases only: hence 1 / t.
+        # A picture is coded token by token in random order. The turn of a token is at a random t,
+        # with the share t hidden. In xt it is hidden in the share t of the cases only: hence 1 / t.
         # The sum is the length of the whole code, on average at least log 40, for 40 pictures.
         loss = (nats * hidden / t).sum(1).mean()
         optimizer.zero_grad()
@@ -89,8 +89,8 @@ def write(net, method, calls, temperature):
         rest = (xt[0] == MASK).sum().item()  # hidden tokens, as many in each of the 100 pictures
         keep = rest // left  # an equal share for each call: with 8 calls 2 2 2 2 2 2 2 2
         if method == "MaskGIT":
-            # A guess that is nearly certain fits, whatever the others turn out to be (C3). A rare one
-            # is not kept. The next call draws again there, mostly a common one (C4).
+            # A guess that is nearly certain fits, whatever the others turn out to be (C3). A rare
+            # one is not kept. The next call draws again there, mostly a common one (C4).
             score = p.log_prob(guess)
         elif method == "diffusion":
             score = torch.rand(100, 16)  # any place can score high

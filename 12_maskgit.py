@@ -73,8 +73,8 @@ def train_unmask(tokens, iters):
         hidden = torch.rand(64, N) < t
         xt = torch.where(hidden, MASK, x)
         nats = nn.functional.cross_entropy(net(xt).transpose(1, 2), x, reduction="none")  # (64, N)
-        # A picture is coded token by token in random order. The turn of a token is at a random t, with
-        # the share t hidden. In xt it is itself hidden in the share t of the cases only: hence 1 / t.
+        # A picture is coded token by token in random order. The turn of a token is at a random t,
+        # with the share t hidden. In xt it is hidden in the share t of the cases only: hence 1 / t.
         # The sum is the length of the whole code, on average at least log 40, for 40 pictures.
         loss = (nats * hidden / t).sum(1).mean()
         optimizer.zero_grad()

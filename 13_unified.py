@@ -11,13 +11,13 @@ once, for its row and column. By tables, all become rows of tokens, integers. Th
 41 as a picture (source), then in words (target), with markers, 10 to 13, and places:
     token  <image>  37 38 39 40  25 26 27 28  <end>  <text>  4  1  <end>
     place     0      1  1  1  1   2  2  2  2    0       0    1  2    0
-A transformer learns to predict each token of the target from all before it. For the first digit it
-has to look (attend) at place 1 of the source, for the next at place 2. If it finds no such place,
-it writes <end>. A place counts digits, not tokens, in all media. So the net can read a mix:
+A transformer learns to predict each token of the target from all before it. It has to look (attend)
+at the source one place beyond the last digit that it has written. If there is no such place, it
+writes <end>. Places count digits, not tokens, in all media. So the net can read a mix:
     token  <image>  37 38 39 40  <end>  <audio>  14 19  <end>  <text>  4  2  <end>
     place     0      1  1  1  1    0       0      2  2    0       0    1  2    0
 C1 One net writes each medium from each.  C2 It reads half picture, half sound, a mix it never saw.
-RUN    python 13_unified.py                 (10 seconds; slider: over 6 digits, untrained, it fails)
+RUN    python 13_unified.py                 (10 seconds; slider: 7 and 8 digits, not trained, fail)
 BREAK  python 13_unified.py --markers off   one marker for all cannot say what to write: C1, C2 fail
 PAPER  Chameleon, arXiv 2405.09818 (with a learned table for pictures); LWM, 2402.08268"""
 import argparse
@@ -78,7 +78,7 @@ class TokenNet(nn.Module):
     def forward(self, source, target):
         x = torch.cat([source, target], 1)  # (B, N, 2)
         mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])  # hides later tokens
-        h = self.token(x[:, :, 0]) + self.place(x[:, :, 1])  # (B, N, C): no other positions
+        h = self.token(x[:, :, 0]) + self.place(x[:, :, 1])  # (B, N, C)
         return self.head(self.blocks(h, mask)[:, source.shape[1]:])
 PAIRS = [(given, wanted) for given in SPELL for wanted in SPELL]
 def train_documents(net, iters):  # to write random numbers in one medium from another
