@@ -93,8 +93,7 @@ path = train_mean_velocity(1, args.iters)  # all t; no loss gets to 0, as lines 
 
 # --- measure
 def energy_distance(x, y):
-    """Twice the mean distance from x to y (n, 2), minus the mean distances within x and within y:
-    0 +- chance if they are alike, else more (energy distance, Szekely and Rizzo 2013)."""
+    """Twice the mean distance of x to y (n, 2), minus those within each: 0 +- chance if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
 # In d dimensions the data are d / 2 independent points of the moons.

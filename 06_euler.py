@@ -7,9 +7,10 @@ Join noise eps (t = 0) and data x (t = 1) by a line, xt = t x + (1 - t) eps, wit
 Where lines meet, a net learns, by squared error, the mean of their velocities, v = E[x - eps | xt].
 Why is the mean enough? The density in a small box changes only by the flow through its walls, and
 flow is density times mean velocity. Noise has the density of the points xt at t = 0. If it moves
-with v, both change alike at each moment, so it ends as data. But v turns: at t = 0 it is
-E[x] - eps, as eps tells nothing of x yet. Few steps miss. Reflow: carry each eps along v to its end
-x, and train a second net on these pairs. Now eps decides x: at t = 0 v is x - eps, all in one step.
+with v, its density changes as theirs does at each moment, so at t = 1 it is that of data. But v
+turns: at t = 0 it is E[x] - eps, as eps tells nothing of x yet. So few steps miss. Reflow: carry
+each eps along v to its end x, and train a second net on these pairs. Now eps decides x: at t = 0 v
+is x - eps, and one step is enough.
 C1 --steps Euler steps end nearer to data than noise is. C2 One step after reflow: 5 times nearer.
 RUN    python 06_euler.py --steps 5    (6 seconds; --data FILE learns points of your own)
 BREAK  python 06_euler.py --steps 1    all go to E[x], where no data are: C1 fails
@@ -108,8 +109,7 @@ reached = solve(first, eps, 10, rk4)[-1]  # 10 steps of RK4 are as good as exact
 second = train_velocity(reached, eps, args.iters)  # reflow; loss near 0: hardly any lines meet now
 
 def energy_distance(x, y):
-    """Twice the mean distance from x to y (n, 2), minus the mean distances within x and within y:
-    0 +- chance if they are alike, else more (energy distance, Szekely and Rizzo 2013)."""
+    """Twice the mean distance of x to y (n, 2), minus those within each: 0 +- chance if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
 noise, real = torch.randn(2500, 2), x[torch.randint(len(x), (2500,))]

@@ -64,9 +64,10 @@ def find_noise(net, xt, a, s, forget=False):
 def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
     """From xt (B, 2) at the level (a, s) to the next level (a2, s2), which is nearer to data."""
     x_hat = (xt - s * eps_hat) / a
-    # of the noise at the two levels in DDPM's chain, where xt = a / a2 x2 + new noise:
+    # Let x2 be the point at the next level. DDPM's chain makes xt from it: (a / a2) x2 + new noise.
+    # So the noise in xt and that in x2, of variance 1 before a factor s or s2, have the
     correlation = a / a2 * s2 / s
-    fresh = eta * s2 * (1 - correlation**2).sqrt()  # equation 16
+    fresh = eta * s2 * (1 - correlation**2).sqrt()  # the std that eps leaves open, equation 16
     kept = (s2**2 - fresh**2).sqrt()  # so that the variances add up to s2^2
     return a2 * x_hat + kept * eps_hat + fresh * torch.randn_like(xt)  # equation 12
 
@@ -94,8 +95,7 @@ def train_on_arc(iters):  # returns the net for find_noise, (B, 3) -> (B, 2)
     return net.requires_grad_(False)
 
 def energy_distance(x, y):
-    """Twice the mean distance from x to y (n, 2), minus the mean distances within x and within y:
-    0 +- chance if they are alike, else more (energy distance, Szekely and Rizzo 2013)."""
+    """Twice the mean distance of x to y (n, 2), minus those within each: 0 +- chance if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
 net = train_on_arc(args.iters)

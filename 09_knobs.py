@@ -5,11 +5,12 @@
 """09 Practical knobs: schedule, solver and guidance, turned on one small net.
 Between noise eps and data x lie mixes of the two, at an angle phi that grows from 0 to pi / 2:
     xt = a x + s eps,    a = sin(phi),  s = cos(phi),    v = d xt / d phi = s x - a eps
-Many x and eps lead to one xt. The net learns the mean of their v. Tiny steps along it lead noise to
-data (lesson 05 shows why the mean is enough): to exact ends. Longer steps miss them.
-The net also reads a label: upper moon, lower moon or none. One in five is wrong. So at phi = 0,
-where v is x, v_label is .8 upper + .2 lower (means of the moons) and v_blank .5 upper + .5 lower.
-Guidance, v_blank + w (v_label - v_blank), is 1.1 upper - .1 lower if w = 2, 2.9 - 1.9 if w = 8.
+Many x and eps lead to one xt. The net learns the mean of their v, and tiny steps along it lead
+noise to data (lesson 05). Where they end is called the exact end. Longer steps miss it.
+The net also reads a label, and one in five is wrong. At phi = 0, xt is pure noise and v is x. So
+for "upper" the mean of v is .8 upper + .2 lower (means of the moons), without a label .5 upper + .5
+lower. Guidance, v_blank + w (v_label - v_blank), makes it (.5 + .3 w) upper + (.5 - .3 w) lower:
+w = 2 is a little past the upper moon, w = 8 far past it.
 C1 Schedule: Euler misses the exact ends by less at equal angles (cosine schedule) than at DDPM's.
 C2 Solver: a step of Heun asks for v twice. With half of Euler's steps it still misses by less.
 C3 Guidance: with w = 2, samples for "upper" are closer to the upper moon than with w = 1 (none).
@@ -46,9 +47,9 @@ def labelled_moons(n):
     return x, label[:, None]  # (n, 2), (n, 1)
 
 # --- method, knob 1: schedule, the angles at which a sampler stops between noise and data
-BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])  # DDPM's, at k = 0 .. 1000
+BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])  # DDPM's; k = 1000 is noise
 ABAR = (1 - BETA).cumprod(0)  # a^2 at k; each step of DDPM multiplies it by 1 - beta
-def linear_beta(n_steps):  # (n_steps + 1,); half of them are near noise, phi < .3
+def linear_beta(n_steps):  # (n_steps + 1,): half below .3, the others far apart
     k = torch.linspace(1000, 0, n_steps + 1).round().long()  # from noise to data
     return ABAR[k].sqrt().asin()  # since a = sqrt(abar) = sin(phi)
 def equal_angles(n_steps):  # (n_steps + 1,), from 0 to pi / 2 = 1.57
@@ -99,8 +100,7 @@ def train_labelled(iters):
 
 # --- measure
 def energy_distance(x, y):
-    """Twice the mean distance from x to y (n, 2), minus the mean distances within x and within y:
-    0 +- chance if they are alike, else more (energy distance, Szekely and Rizzo 2013)."""
+    """Twice the mean distance of x to y (n, 2), minus those within each: 0 +- chance if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
 
