@@ -16,7 +16,7 @@ not x, and has to guess eps. Many pairs x, eps fit one xt. By squared error, the
 of their eps, eps_hat; x_hat = (xt - s eps_hat) / a is the mean of their x. Lesson 04 walks with it.
 C1 At every t, the noise in a chain that was really run, (xt - a x) / s, is Gaussian.
 C2 At t = T hardly anything is left of x: the chain has reached N(0, I), where sampling starts.
-C3 A net that saw only the closed form finds the noise in chains nearly as well as best_eps does.
+C3 A net that saw only the closed form finds the noise in chains nearly as well as the exact mean.
 RUN    python 02_ddpm_forward.py          (6 seconds)
 BREAK  python 02_ddpm_forward.py --T 50   C2 fails: 50 steps with these beta leave a = .78
        python 02_ddpm_forward.py --noise uniform   C1 fails at t = 1 (a sum of many looks Gaussian)
@@ -95,7 +95,7 @@ def best_eps(xt, a, s):
     """E[eps | xt], exact: (B, 2), the mean of all eps that fit xt (B, 2). a, s are (B, 1)."""
     off = xt[:, None] - a[:, None] * MU  # (B, 1, 2) - (B, 1, 1) * (64, 2), so (B, 64, 2)
     var = (a * STD) ** 2 + s**2  # of off = a (x - mu) + s eps, if x is from the place mu
-    weight = (-off.square().sum(2) / (2 * var)).softmax(1)  # (B, 64), p(mu | xt): Bayes' rule
+    weight = (-off.square().sum(2) / (2 * var)).softmax(1)  # (B, 64), p(mu | xt) for equal p(mu)
     mean_off = xt - a * (weight @ MU)  # (B, 2), over all mu
     return s / var * mean_off  # if mu is known, s eps is on average the share s^2 / var of off
 

@@ -95,7 +95,7 @@ def best_eps(xt, a, s):
     """E[eps | xt], exact: (B, 2), the mean of all eps that fit xt (B, 2). a, s are (B, 1)."""
     off = xt[:, None] - a[:, None] * MU  # (B, 1, 2) - (B, 1, 1) * (64, 2), so (B, 64, 2)
     var = (a * STD) ** 2 + s**2  # of off = a (x - mu) + s eps, if x is from the place mu
-    weight = (-off.square().sum(2) / (2 * var)).softmax(1)  # (B, 64), p(mu | xt): Bayes' rule
+    weight = (-off.square().sum(2) / (2 * var)).softmax(1)  # (B, 64), p(mu | xt) for equal p(mu)
     mean_off = xt - a * (weight @ MU)  # (B, 2), over all mu
     return s / var * mean_off  # if mu is known, s eps is on average the share s^2 / var of off
 

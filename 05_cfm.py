@@ -51,7 +51,7 @@ def exact_means(xt, a, s):
     """E[x | xt] and E[eps | xt] of the moons, (B, 2) each, for xt = a x + s eps; a, s (B, 1)."""
     off = xt[:, None] - a[:, None] * MU  # (B, 1, 2) - (B, 1, 1) * (64, 2), so (B, 64, 2)
     var = (a * STD) ** 2 + s**2  # of off = a (x - mu) + s eps, if x is from the place mu
-    weight = (-off.square().sum(2) / (2 * var)).softmax(1)  # (B, 64), p(mu | xt): Bayes' rule
+    weight = (-off.square().sum(2) / (2 * var)).softmax(1)  # (B, 64), p(mu | xt) for equal p(mu)
     centre = weight @ MU  # (B, 2), the mean of mu
     rest = xt - a * centre  # (B, 2), the mean of off. Of a known sum of independent Gaussians, each
     # is on average its share by variance: here a (x - mu) and s eps. Divided by a and by s:

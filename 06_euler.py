@@ -5,12 +5,12 @@
 """06 Euler ODEs: from noise to data in a few steps along a learned velocity.
 Join noise eps (t = 0) and data x (t = 1) by a line, xt = t x + (1 - t) eps, with velocity x - eps.
 Where lines meet, a net learns, by squared error, the mean of their velocities, v = E[x - eps | xt].
-Why is the mean enough? The density in a small box changes only by the flow through its walls, and
-flow is density times mean velocity. Noise has the density of the points xt at t = 0. If it moves
-with v, its density changes as theirs does at each moment, so at t = 1 it is that of data. But v
-turns: at t = 0 it is E[x] - eps, as eps tells nothing of x yet. So few steps miss. Reflow: carry
-each eps along v to its end x, and train a second net on these pairs. Now eps decides x: at t = 0 v
-is x - eps, and one step is enough.
+Why is the mean enough? If all points at a place move with their mean velocity instead, as many
+cross any wall. So the density at each time stays as it was, and noise that moves with v ends as
+data.
+But v turns: at t = 0 it is E[x] - eps, as eps tells nothing of x yet. So few steps miss. Reflow:
+carry each eps along v to its end x, and train a second net on these pairs. Now eps decides x: at
+t = 0 v is x - eps, and one step is enough.
 C1 --steps Euler steps end nearer to data than noise is. C2 One step after reflow: 5 times nearer.
 RUN    python 06_euler.py --steps 5    (6 seconds; --data FILE learns points of your own)
 BREAK  python 06_euler.py --steps 1    all go to E[x], where no data are: C1 fails
@@ -104,9 +104,9 @@ def train_velocity(x, eps, iters):  # learns v(xt, t) of lines from eps[i] to x[
     print(f"{iters} iterations, loss {loss:.4f}")
     return lambda xt, t: net(torch.cat([xt, torch.full((len(xt), 1), t)], 1)).detach()
 eps = torch.randn_like(x)  # random pairs, too many for the net to learn them by heart
-first = train_velocity(x, eps, args.iters)  # loss 1.4: many lines meet, and v is their mean
+first = train_velocity(x, eps, args.iters)  # loss 1.4 (v = 0 has 2): many lines meet
 reached = solve(first, eps, 10, rk4)[-1]  # 10 steps of RK4 are as good as exact
-second = train_velocity(reached, eps, args.iters)  # reflow; loss near 0: hardly any lines meet now
+second = train_velocity(reached, eps, args.iters)  # reflow; paths of v never cross, lines hardly do
 
 def energy_distance(x, y):
     """Twice the mean distance of x to y (n, 2), minus those within each: 0 +- chance if alike."""

@@ -5,12 +5,12 @@
 """09 Practical knobs: schedule, solver and guidance, turned on one small net.
 Between noise eps and data x lie mixes of the two, at an angle phi that grows from 0 to pi / 2:
     xt = a x + s eps,    a = sin(phi),  s = cos(phi),    v = d xt / d phi = s x - a eps
-Many x and eps lead to one xt. The net learns the mean of their v, and tiny steps along it lead
-noise to data (lesson 05). Where they end is called the exact end. Longer steps miss it.
-The net also reads a label, and one in five is wrong. At phi = 0, xt is pure noise and v is x. So
-for "upper" the mean of v is .8 upper + .2 lower (means of the moons), without a label .5 upper + .5
-lower. Guidance, v_blank + w (v_label - v_blank), makes it (.5 + .3 w) upper + (.5 - .3 w) lower:
-w = 2 is a little past the upper moon, w = 8 far past it.
+Many x and eps lead to one xt. The net learns the mean of their v. Tiny steps along it lead noise to
+data (lesson 05 shows why), to exact ends. Longer steps miss these.
+The net also reads a label: upper moon, lower moon or none. As one in five is wrong, v_label still
+leans towards the lower moon. But v_label - v_blank points from any moon to "more upper". Guidance
+takes it w times, v_blank + w (v_label - v_blank). With w = 2 the lean is gone, with w = 8 it
+overshoots.
 C1 Schedule: Euler misses the exact ends by less at equal angles (cosine schedule) than at DDPM's.
 C2 Solver: a step of Heun asks for v twice. With half of Euler's steps it still misses by less.
 C3 Guidance: with w = 2, samples for "upper" are closer to the upper moon than with w = 1 (none).
@@ -49,7 +49,7 @@ def labelled_moons(n):
 # --- method, knob 1: schedule, the angles at which a sampler stops between noise and data
 BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])  # DDPM's; k = 1000 is noise
 ABAR = (1 - BETA).cumprod(0)  # a^2 at k; each step of DDPM multiplies it by 1 - beta
-def linear_beta(n_steps):  # (n_steps + 1,): half below .3, the others far apart
+def linear_beta(n_steps):  # (n_steps + 1,): half are below .3, so later steps are long
     k = torch.linspace(1000, 0, n_steps + 1).round().long()  # from noise to data
     return ABAR[k].sqrt().asin()  # since a = sqrt(abar) = sin(phi)
 def equal_angles(n_steps):  # (n_steps + 1,), from 0 to pi / 2 = 1.57
