@@ -14,10 +14,11 @@ proportion to 1 / variance, and its own 1 / variance is the sum of theirs. This 
 beta_tilde. But x is not known. A net, trained by squared error, finds the mean of all eps that fit
 xt, eps_hat. So x_hat = (xt - s eps_hat) / a is the mean of all x that fit. As the mean of xu is
 linear in x, x_hat may stand for x there. But x scatters around x_hat, so the variance of xu is
-larger than beta_tilde, which is right if x is certain. Beta is larger, too, and right if the data
-are N(0, I). The truth lies between. In short steps the two nearly agree; in 10 long ones beta_tilde
-is clearly too small, and the samples shrink (C2). With no noise at all, each step shrinks the cloud
-(at first by sqrt(1 - beta)), until a spot is left.
+larger than beta_tilde, which is right if x is certain. Beta is right for data N(0, I): xu has then
+variance 1, of which xt explains 1 - beta. Other data of variance 1 leave less than beta, on average
+over xt. In short steps the two nearly agree; in 10 long ones beta_tilde is clearly too small, and
+the samples shrink (C2). With no noise at all, a spot is left: at first x_hat is about 0, and each
+step multiplies the cloud by sqrt(1 - beta).
 Why short steps? After a long one, xu may be on one moon or on the other: that is no Gaussian.
 C1 100 steps (--steps, --var) end as near to the data as 1000.  C2 In 10, beta beats beta-tilde.
 RUN    python 04_ancestral.py               (6 seconds)
@@ -141,7 +142,7 @@ fig.savefig("04_ancestral.png", dpi=120)
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
-limit = min(full, before) + 0.006  # if 1000 steps are worse than noise: noise
+limit = min(full, before) + 0.006  # nearer than noise, too, if 1000 steps of a bad net are not
 claim("C1", f"energy distance, {args.steps} steps (1000: {full:.4f})", chosen, "<", limit)
 claim("C2", "energy distance, 10 steps with beta-tilde minus beta", by_tilde - by_beta, ">", 0.006)
 print("figure: 04_ancestral.png")
