@@ -20,7 +20,7 @@ data. At t = 0, xt tells nothing of x: v is E[x] - eps, and one step would end a
 C1 The worth of a guess is .187 in two dimensions and falls as .187^(d/2) in d.
 C2 A net that is asked once, at t = 0, sends all noise to the mean of the data.
 C3 The same kind of net, asked in each of --steps steps, ends 4 times nearer to data than noise is.
-RUN    python 01_problem.py              (5 seconds)
+RUN    python 01_problem.py              (6 seconds)
 BREAK  python 01_problem.py --steps 1    the path is one step: all noise goes to the mean, C3 fails
 PAPER  Owen 2013, Monte Carlo, section 9.3 (weights); Lipman et al. 2022, arXiv 2210.02747"""
 import argparse

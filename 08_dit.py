@@ -16,7 +16,7 @@ Gates start at 0 (adaLN-Zero), so each block starts as h = h. With gates from 1 
 training drives what blocks add to over 100 times h (printed).
 C1 The DiT draws the digits that we want.   C2 The MLP leaves noise in them.
 C3 At twice the learning rate, 150 iterations teach a DiT with gates from 0, but not from 1.
-RUN    python 08_dit.py               (13 seconds)
+RUN    python 08_dit.py               (14 seconds)
 BREAK  python 08_dit.py --patch 16    makes the first net an MLP, too: C1 fails
 PAPER  Peebles, Xie 2022, arXiv 2212.09748, section 3.2"""
 import argparse

@@ -14,7 +14,7 @@ overshoots.
 C1 Schedule: Euler misses the exact ends by less at equal angles (cosine schedule) than at DDPM's.
 C2 Solver: a step of Heun asks for v twice. With half of Euler's steps it still misses by less.
 C3 Guidance: with w = 2, samples for "upper" are closer to the upper moon than with w = 1 (none).
-RUN    python 09_knobs.py              (5 seconds; sliders: steps, w)
+RUN    python 09_knobs.py              (6 seconds; sliders: steps, w)
 BREAK  python 09_knobs.py --steps 2    Heun needs short steps: C2 fails; with --w 8 C3 fails
 PAPER  arXiv 2102.09672, equation 17 (schedule); 2202.00512 (v); 2207.12598 (guidance)"""
 import argparse

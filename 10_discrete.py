@@ -16,7 +16,7 @@ The data are 40 pictures of digits, and a picture that is written is real if it 
 C1 Pictures by AR (16 calls) have ten times fewer wrong pixels than the mean of the 40.
 C2 In 100 tries, AR and the hybrid in 8 calls hit over half of the 40.
 C3 In 8 calls, MaskGIT's tries are real more often than diffusion's. C4 They vary less than AR's.
-RUN    python 10_discrete.py             (6 seconds; sliders: calls, temperature)
+RUN    python 10_discrete.py             (7 seconds; sliders: calls, temperature)
 BREAK  python 10_discrete.py --calls 1   tokens of one call do not fit together: C2 and C3 fail
 PAPER  arXiv 2202.04200, section 3.2 (MaskGIT); 2107.03006, section 3 (absorbing diffusion)"""
 import argparse

@@ -17,7 +17,7 @@ writes <end>. Places count digits, not tokens, in all media. So the net can read
     token  <image>  37 38 39 40  <end>  <audio>  14 19  <end>  <text>  4  2  <end>
     place     0      1  1  1  1    0       0      2  2    0       0    1  2    0
 C1 One net writes each medium from each.  C2 It reads half picture, half sound, a mix it never saw.
-RUN    python 13_unified.py                 (10 seconds; slider: 7 and 8 digits, not trained, fail)
+RUN    python 13_unified.py                 (13 seconds; slider: 7 and 8 digits, not trained, fail)
 BREAK  python 13_unified.py --markers off   one marker for all cannot say what to write: C1, C2 fail
 PAPER  Chameleon, arXiv 2405.09818 (with a learned table for pictures); LWM, 2402.08268"""
 import argparse

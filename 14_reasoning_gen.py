@@ -19,7 +19,7 @@ than b + 1, several hops are left for one call. The net is trained on this, too,
 up only once. It guesses: of 7 cells (not the last word, not the one after it), one is right.
 C1 With k - 1 thoughts, 1 to 5 hops end in the right picture. C2 Without thoughts, after 2 to 5 hops
 about 1 picture in 7 is right. C3 The net hops on from a wrong thought.
-RUN    python 14_reasoning_gen.py                 (12 seconds; sliders: hops, thoughts, wrong)
+RUN    python 14_reasoning_gen.py                 (13 seconds; sliders: hops, thoughts, wrong)
 BREAK  python 14_reasoning_gen.py --thoughts 0    the net guesses from 2 hops on: C1 fails
 PAPER  arXiv 2201.11903 (chain of thought), 2310.07923 (steps in series), 2405.09818 (Chameleon)"""
 import argparse
