@@ -165,7 +165,7 @@ def moving(name):
         ns["fig"].canvas.draw()
         picture = Image.fromarray(np.asarray(ns["fig"].canvas.buffer_rgba())[:, :, :3])
         picture = picture.resize((720, round(720 * picture.height / picture.width)), Image.Resampling.LANCZOS)
-        frames.append(picture.quantize(64, dither=Image.Dither.NONE))
+        frames.append(picture.quantize(128, Image.Quantize.MAXCOVERAGE, 4, dither=Image.Dither.NONE))
     way = frames + frames[-2:0:-1]  # there, and back without showing the ends twice
     still = [1600 if frame is frames[0] or frame is frames[-1] else 4800 // (len(way) - 2) for frame in way]
     way[0].save(GALLERY / f"{name}.gif", save_all=True, append_images=way[1:], duration=still, loop=0, optimize=True)
