@@ -11,14 +11,13 @@ Now walk back: given xt, where was xu? If x were known, there would be two hints
     xu = xt / sqrt(1 - beta)   + noise of variance beta / (1 - beta)    (its likelihood)
 Bayes' rule multiplies them. The product is a Gaussian, too: the hints have shares in its mean in
 proportion to 1 / variance, and its own 1 / variance is the sum of theirs. This variance is called
-beta_tilde. But x is not known. A net, trained by squared error, finds the mean of all eps that fit
-xt, eps_hat. So x_hat = (xt - s eps_hat) / a is the mean of all x that fit. As the mean of xu is
-linear in x, x_hat may stand for x there. But x scatters around x_hat, so the variance of xu is
-larger than beta_tilde, which is right if x is certain. Beta is right for data N(0, I): xu has then
-variance 1, of which xt explains 1 - beta. Other data of variance 1 leave less than beta, on average
-over xt. In short steps the two nearly agree; in 10 long ones beta_tilde is clearly too small, and
-the samples shrink (C2). With no noise at all, a spot is left: at first x_hat is about 0, and each
-step multiplies the cloud by sqrt(1 - beta).
+beta_tilde. But x is not known. By squared error, a net learns eps_hat, the mean of eps given xt. So
+x_hat = (xt - s eps_hat) / a is the mean of x given xt. The mean of xu is linear in x: put x_hat in.
+But x scatters around x_hat, so the variance of xu is larger than beta_tilde. On average it is at
+most beta: of guesses of xu that are linear in xt, the best misses by beta (for data of variance 1),
+and the mean misses by no more. For data N(0, I) it is beta. In short steps the two nearly agree; in
+10 long ones beta_tilde is clearly too small, and the samples shrink (C2). With no noise at all, a
+spot is left.
 Why short steps? After a long one, xu may be on one moon or on the other: that is no Gaussian.
 C1 100 steps (--steps, --var) end as near to the data as 1000.  C2 In 10, beta beats beta-tilde.
 RUN    python 04_ancestral.py               (6 seconds)
@@ -142,7 +141,7 @@ fig.savefig("04_ancestral.png", dpi=120)
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
-limit = min(full, before) + 0.006  # nearer than noise, too, if 1000 steps of a bad net are not
+limit = min(full, before) + 0.006  # noise's distance, if 1000 steps of a bad net are worse
 claim("C1", f"energy distance, {args.steps} steps (1000: {full:.4f})", chosen, "<", limit)
 claim("C2", "energy distance, 10 steps with beta-tilde minus beta", by_tilde - by_beta, ">", 0.006)
 print("figure: 04_ancestral.png")

@@ -8,9 +8,9 @@ Between noise eps and data x lie mixes of the two, at an angle phi that grows fr
 Many x and eps lead to one xt. The net learns the mean of their v. If all points at a place move
 with it instead, as many cross any wall. So the density at each angle stays as it was, and noise
 ends as data: at the exact ends if steps are tiny. Longer steps miss these.
-The net also reads a label: upper, lower or none. As one in five is wrong, "upper" is right by 4 to
-1. Guidance, v_blank + w (v_label - v_blank), counts w times what the label adds: the odds become
-roughly 4^w to 1. With w = 2 few points are astray. With w = 8 they are pushed off the moon, too.
+The net also reads a label. As one in five is wrong, "upper" is right by 4 to 1. v_label - v_blank
+(blank: no label) points where log p(label | xt) grows (README). Guidance takes it w times, as for
+p^w: the odds are about 4^w to 1. But it drives points far from the lower moon: w = 8 leaves gaps.
 C1 Schedule: Euler misses the exact ends by less at equal angles (cosine) than at linear beta's.
 C2 Solver: a step of Heun asks for v twice. With half of Euler's steps it still misses by less.
 C3 Guidance: with w = 2, samples for "upper" are closer to the upper moon than with w = 1 (none).
