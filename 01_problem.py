@@ -15,8 +15,8 @@ over space. Join noise eps from the prior to data x by a line, xt = t x + (1 - t
 moves with x - eps. Shown xt and t, a net learns the mean of all lines there,
     v(xt, t) = E[x - eps | xt]
 Why is the mean enough? If all points at a place move with their mean velocity instead, as many
-cross any wall. So the density at each time stays as it was, and noise that moves with v ends as
-data. At t = 0, xt tells nothing of x: v is E[x] - eps, and one step would end at E[x].
+cross any wall as before. So the density at each time stays as it was, and noise that moves with v
+ends as data. At t = 0, xt tells nothing of x: v is E[x] - eps, and one step would end at E[x].
 C1 The worth of a guess is .187 in two dimensions and falls as .187^(d/2) in d.
 C2 A net that is asked once, at t = 0, sends all noise to the mean of the data.
 C3 The same kind of net, asked in each of --steps steps, ends 4 times nearer to data than noise is.

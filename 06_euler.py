@@ -6,8 +6,8 @@
 Join noise eps (t = 0) and data x (t = 1) by a line, xt = t x + (1 - t) eps, with velocity x - eps.
 Where lines meet, a net learns, by squared error, the mean of their velocities, v = E[x - eps | xt].
 Why is the mean enough? If all points at a place move with their mean velocity instead, as many
-cross any wall. So the density at each time stays as it was, and noise that moves with v ends as
-data.
+cross any wall as before. So the density at each time stays as it was, and noise that moves with v
+ends as data.
 But v turns: at t = 0 it is E[x] - eps, as eps tells nothing of x yet. So few steps miss. Reflow:
 carry each eps along v to its end x, and train a second net on these pairs. Now eps decides x: at
 t = 0 v is x - eps, and one step is enough.

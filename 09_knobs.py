@@ -6,8 +6,8 @@
 Between noise eps and data x lie mixes of the two, at an angle phi that grows from 0 to pi / 2:
     xt = a x + s eps,    a = sin(phi),  s = cos(phi),    v = d xt / d phi = s x - a eps
 Many x and eps lead to one xt. The net learns the mean of their v. If all points at a place move
-with it instead, as many cross any wall. So the density at each angle stays as it was, and noise
-ends as data: at the exact ends if steps are tiny. Longer steps miss these.
+with it instead, as many cross any wall as before. So each angle keeps its density, and noise ends
+as data: at the exact ends if steps are tiny. Longer steps miss these.
 The net also reads a label. As one in five is wrong, "upper" is right by 4 to 1. v_label - v_blank
 (blank: no label) points where log p(label | xt) grows (README). Guidance takes it w times, as for
 p^w: the odds are about 4^w to 1. But it drives points far from the lower moon: w = 8 leaves gaps.
