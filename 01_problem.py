@@ -6,20 +6,21 @@
 A net can learn a number for every x, high where data are. To become a density, it must be divided
 by its sum over all of space, and nobody can form that sum for pictures. And even if p_data were
 known, guessing would fail: draw guesses from an easy prior, N(0, I), and let each count by its
-weight w = p_data / prior (importance sampling). A few have nearly all the weight. n guesses are
-worth n real draws if all weights are equal, 1 if one guess has it all, in general n E[w]^2 / E[w^2]
-(effective sample size). So a guess is worth E[w]^2 / E[w^2]. If x is made of d / 2 independent
-points of a plane, their weights multiply, and so does the worth.
-The way out is a path. Its velocity is a mean, which a net can learn by squared error, without a sum
-over space. Join noise eps from the prior to data x by a line, xt = t x + (1 - t) eps: a point on it
-moves with x - eps. Shown xt and t, a net learns the mean of all lines there,
+weight w = p_data / prior (importance sampling). A few have nearly all the weight. The mean of n
+weighted guesses is as noisy as that of n E[w]^2 / E[w^2] real draws (effective sample size): n if
+all weights are equal, 1 if one guess has it all. So a guess is worth E[w]^2 / E[w^2]. If x is made
+of d / 2 independent points of a plane, their weights multiply, and so do these means.
+The way out is a path (flow matching). Join noise eps from the prior to data x by a line,
+xt = t x + (1 - t) eps: a point on it moves with x - eps. Many lines meet at a place. Shown xt and
+t, a net learns by squared error the mean of all lines there, without a sum over space:
     v(xt, t) = E[x - eps | xt]
-Why is the mean enough? If all points at a place move with their mean velocity instead, as many
-cross any wall as before. So the density at each time stays as it was, and noise that moves with v
-ends as data. At t = 0, xt tells nothing of x: v is E[x] - eps, and one step would end at E[x].
+Why is the mean enough? A region gains and loses points only through its boundary, and what flows
+there is density times mean velocity. So noise that moves with v starts like the xt, flows like them
+and ends like data. At t = 0, xt tells nothing of x: v is E[x] - eps, and one step ends at E[x].
 C1 The worth of a guess is .187 in two dimensions and falls as .187^(d/2) in d.
 C2 A net that is asked once, at t = 0, sends all noise to the mean of the data.
-C3 The same kind of net, asked in each of --steps steps, ends 4 times nearer to data than noise is.
+C3 The same kind of net, asked in each of --steps steps, takes noise to less than a quarter of its
+distance from data.
 RUN    python 01_problem.py              (6 seconds)
 BREAK  python 01_problem.py --steps 1    the path is one step: all noise goes to the mean, C3 fails
 PAPER  Owen 2013, Monte Carlo, section 9.3 (weights); Lipman et al. 2022, arXiv 2210.02747"""
@@ -42,8 +43,8 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 
 # --- data: two moons. Why 2D first: here p_data is a formula, and every error can be seen
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
-MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper moon
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); the samples, x and y pooled, have std 1
+MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2); the lower moon is -MOON
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); the samples' std, both axes pooled, is 1 now
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -93,20 +94,20 @@ path = train_mean_velocity(1, args.iters)  # all t; no loss gets to 0, as lines 
 
 # --- measure
 def energy_distance(x, y):
-    """Twice the mean distance of x to y (n, 2), minus those within each: 0 +- chance if alike."""
+    """How far x, y (n, 2) are from each other, beyond their own spread; about 0 only if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
-    return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
-# In d dimensions the data are d / 2 independent points of the moons.
+    return distance.item() if x.abs().max() < 1e3 else float("inf")  # inf if x flew off or is nan
 side = torch.arange(-3.5, 3.5, 0.02)
 grid = torch.cartesian_prod(side, side)  # cells of .02 x .02: a sum over them is an integral
 log_integrand = 2 * log_p_data(grid) - log_prior(grid)  # E[w^2] is the integral of p_data^2 / prior
 exact = 1 / (log_integrand.exp().sum() * 0.02**2).item()  # .187 = 1 / E[w^2], since E[w] = 1
-guesses = torch.randn(300_000, 2)
-log_w = (log_p_data(guesses) - log_prior(guesses)).view(3, 100_000).cumsum(0)  # logs add up: in a
-# column is one guess in 6 dimensions, three points of the plane; its first k rows are in 2 k
-worth = [effective_share(row) for row in log_w]  # for d = 2, 4, 6
+worth, log_w = [], torch.zeros(100_000)  # of 100,000 guesses in d dimensions
+for d in (2, 4, 6):
+    point = torch.randn(100_000, 2)  # adds two dimensions to each guess
+    log_w = log_w + log_p_data(point) - log_prior(point)  # weights multiply, so their logs add up
+    worth.append(effective_share(log_w))
 factors = [worth[0], worth[1] ** (1 / 2), worth[2] ** (1 / 3)]  # per two dimensions
-off = max(abs(factor / exact - 1) for factor in factors)  # C1; by chance up to .15
+off = max(abs(factor / exact - 1) for factor in factors)  # C1; on 20 seeds up to .15
 noise, real = torch.randn(2500, 2), two_moons(2500)
 landed = walk(once, noise, 1)
 from_mean = landed.square().mean().sqrt().item()  # C2; the mean of the data is 0
@@ -120,7 +121,7 @@ slider = plt.Slider(plt.axes([0.6, 0.03, 0.2, 0.03]), "steps", 1, 50, valinit=ar
 left.semilogy([2, 16], [exact, exact**8], "k--", label=f"exact: {exact:.3f}^(d/2)")
 left.semilogy([2, 4, 6], worth, "o", color="tab:orange", label="measured on 100,000 guesses")
 left.axhspan(1e-7, 1e-5, color="tab:red", alpha=0.2, label="100,000 guesses, worth < 1 draw")
-left.set(xlabel="dimensions d", ylabel="worth of a guess", title="guessing", ylim=(1e-6, 1))
+left.set(xlabel="dimensions d", ylabel="a guess, in real draws", title="guessing", ylim=(1e-6, 1))
 left.legend()
 def draw(_):
     x = walk(path, noise, int(slider.val))

@@ -11,9 +11,9 @@ The sum of two independent Gaussians is Gaussian, and variances add. With s^2 = 
     variance of [ ] = (1 - beta) s^2 + beta = (1 - beta) (1 - a^2) + beta = 1 - (1 - beta) a^2
 So x_t has the same form, with (1 - beta) a^2 for a^2 and a new eps. After t steps, in closed form,
     xt = a x + s eps,  a^2 = abar[t] = (1 - beta[1]) ... (1 - beta[t]),  s^2 = 1 - abar[t]
-So a training point needs no chain. To generate, we must walk back from noise. A net sees xt and t,
-not x, and has to guess eps. Many pairs x, eps fit one xt. By squared error, the net learns the mean
-of their eps, eps_hat; x_hat = (xt - s eps_hat) / a is the mean of their x. Lesson 04 walks with it.
+So a training point needs no chain. A net sees xt and t and must guess eps. Many pairs x, eps fit
+one xt; by squared error, it learns the mean of their eps, eps_hat. Then (xt - s eps_hat) / a is the
+mean of their x. At t = T it is that of all data. Lesson 04 walks back from there in small steps.
 C1 At every t, the noise in a chain that was really run, (xt - a x) / s, is Gaussian.
 C2 At t = T hardly anything is left of x: the chain has reached N(0, I), where sampling starts.
 C3 A net that saw only the closed form finds the noise in chains nearly as well as the exact mean.
@@ -39,8 +39,8 @@ torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
-MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper moon
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); the samples, x and y pooled, have std 1
+MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2); the lower moon is -MOON
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); the samples' std, both axes pooled, is 1 now
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -49,7 +49,7 @@ def two_moons(n):
 # --- method
 def schedule(T):
     """beta[t] and abar[t], t = 0 .. T, as columns (T + 1, 1): abar[t] of a batch t is (B, 1)."""
-    beta = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, T)])[:, None]  # the paper's
+    beta = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, T)])[:, None]  # made for T = 1000
     return beta, (1 - beta).cumprod(0)
 
 def simulate(x, beta, noise):
@@ -95,17 +95,18 @@ def best_eps(xt, a, s):
     """E[eps | xt], exact: (B, 2), the mean of all eps that fit xt (B, 2). a, s are (B, 1)."""
     off = xt[:, None] - a[:, None] * MU  # (B, 1, 2) - (B, 1, 1) * (64, 2), so (B, 64, 2)
     var = (a * STD) ** 2 + s**2  # of off = a (x - mu) + s eps, if x is from the place mu
-    weight = (-off.square().sum(2) / (2 * var)).softmax(1)  # (B, 64), p(mu | xt) for equal p(mu)
+    weight = (-off.square().sum(2) / (2 * var)).softmax(1)  # (B, 64), p(mu | xt) by Bayes' rule
     mean_off = xt - a * (weight @ MU)  # (B, 2), over all mu
-    return s / var * mean_off  # if mu is known, s eps is on average the share s^2 / var of off
+    # On average, a part of a Gaussian sum is its share of the variance: s eps is s^2 / var of off.
+    return s / var * mean_off
 
 beta, abar = schedule(args.T)
 eps_net = train_eps(abar, args.iters)
 path = simulate(two_moons(2500), beta, args.noise)
 noise = noise_of(path, abar)
 gap = cdf_gap(noise.flatten(1)).max()  # C1; (T, 5000): the worst of 1000 Gaussian rows is at .03
-# C2: KL of N(a x, s^2 I) to N(0, I) is (a^2 |x|^2 + 2 s^2 - 2) / 2 - log s^2. On average |x|^2 = 2:
-kl = -(1 - abar[-1, 0]).log()  # nats; the rest is 0, as a^2 + s^2 = 1
+# C2: KL of N(a x, s^2 I) to N(0, I) in 2 dimensions, in nats: (a^2 |x|^2 + 2 s^2 - 2) / 2 - log s^2
+kl = -(1 - abar[-1, 0]).log()  # the rest is 0, as a^2 + s^2 = 1 and |x|^2 is 2 on average
 t, chain = torch.randint(1, args.T + 1, (100000,)), torch.randint(2500, (100000,))  # at random
 xt, eps = path[t, chain], noise[t - 1, chain]  # (100000, 2); noise begins at t = 1, path at t = 0
 best = best_eps(xt, abar[t].sqrt(), (1 - abar[t]).sqrt())
@@ -122,13 +123,13 @@ radio = RadioButtons(plt.axes([0.85, 0.01, 0.1, 0.12]), ["gauss", "uniform"])
 
 def draw(_):
     torch.manual_seed(args.seed)  # the same draws in every picture
-    T = int(length.val)
-    beta, abar = schedule(T)
+    end = int(length.val)
+    beta, abar = schedule(end)
     path = simulate(two_moons(2500), beta, radio.value_selected)
-    for ax, cloud, t in zip(axes, clouds, (0, T // 10, 3 * T // 10, T)):
+    for ax, cloud, t in zip(axes, clouds, (0, end // 10, 3 * end // 10, end)):
         a2 = abar[t].item()  # C2 at t = T: -log(1 - a2), about a2, is under .001
         ax.set_title(f"t = {t}\nvariance: {a2:.2g} data, {1 - a2:.2g} noise")
-        cloud.set(data=path[t].T, color="tab:red" if t == T and a2 > 0.001 else "0.6")
+        cloud.set(data=path[t].T, color="tab:red" if t == end and a2 > 0.001 else "0.6")
     first = noise_of(path, abar)[0]  # (2500, 2), t = 1; C1 fails above a gap of 0.04
     clouds[4].set(data=first.T, color="tab:red" if cdf_gap(first.view(1, -1)) > 0.04 else "0.6")
     fig.canvas.draw_idle()

@@ -3,22 +3,22 @@
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
 """04 Ancestral sampling: from noise back to data, one Gaussian step at a time.
-The chain of lesson 02 goes from data x to xu (time u), xt (time t) and noise (eps, z ~ N(0, I)):
+Lesson 02's chain leads from data x over xu (time u) to xt (a later time t). With eps, z ~ N(0, I),
     xt = a x + s eps,  a^2 = abar[t],  s^2 = 1 - abar[t]     (abar falls from 1 to 0)
-    xt = sqrt(1 - beta) xu + sqrt(beta) z,  1 - beta = abar[t] / abar[u]   (u < t; all steps in one)
+    xt = sqrt(1 - beta) xu + sqrt(beta) z,  1 - beta = abar[t] / abar[u]   (u to t in one step)
 Now walk back: given xt, where was xu? If x were known, there would be two hints, both Gaussian:
     xu = sqrt(abar[u]) x       + noise of variance 1 - abar[u]          (the prior for xu)
     xu = xt / sqrt(1 - beta)   + noise of variance beta / (1 - beta)    (its likelihood)
-Bayes' rule multiplies them. The product is a Gaussian, too: the hints have shares in its mean in
-proportion to 1 / variance, and its own 1 / variance is the sum of theirs. This variance is called
-beta_tilde. But x is not known. By squared error, a net learns eps_hat, the mean of eps given xt. So
-x_hat = (xt - s eps_hat) / a is the mean of x given xt. The mean of xu is linear in x: put x_hat in.
-But x scatters around x_hat, so the variance of xu is larger than beta_tilde. On average it is at
-most beta: of guesses of xu that are linear in xt, the best misses by beta (for data of variance 1),
-and the mean misses by no more. For data N(0, I) it is beta. In short steps the two nearly agree; in
-10 long ones beta_tilde is clearly too small, and the samples shrink (C2). With no noise at all, a
-spot is left.
-Why short steps? After a long one, xu may be on one moon or on the other: that is no Gaussian.
+By Bayes' rule, multiply their densities. The product is a Gaussian, too: its 1 / variance is the
+sum of theirs, and each hint counts in its mean in proportion to its own 1 / variance.
+
+But x is not known. By squared error, a net learns eps_hat, the mean of eps given xt. So the mean of
+x given xt is x_hat = (xt - s eps_hat) / a. The product's mean is linear in x. Averaged over all x
+that fit xt, it becomes the same with x_hat for x: this is where a step back leads.
+
+How much noise does the step add? The variance of the product, beta_tilde, is too small, as x is not
+certain. beta, the variance of the step forwards, is right for data N(0, I), and on average too
+large for other data (section 3.2). In short steps they hardly differ, in 10 long ones they do (C2).
 C1 100 steps (--steps, --var) end as near to the data as 1000.  C2 In 10, beta beats beta-tilde.
 RUN    python 04_ancestral.py               (6 seconds)
 BREAK  python 04_ancestral.py --var zero    one small spot: C1 fails; so it does with --steps 3
@@ -41,8 +41,8 @@ torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # nets this small are fastest on one core
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
-MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper moon
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); the samples, x and y pooled, have std 1
+MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2); the lower moon is -MOON
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); the samples' std, both axes pooled, is 1 now
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -71,7 +71,7 @@ def ancestral(eps_net, xt, abar, n_steps, var):
         eps_hat = eps_net(xt, t.expand(len(xt)))  # the net takes xt (B, 2) and t (B,)
         x_hat = (xt - (1 - abar[t]).sqrt() * eps_hat) / abar[t].sqrt()
         xt, beta, beta_tilde = bayes(xt, x_hat, t, u, abar)
-        if var == "beta" and u > 0:  # at the end, it would stay in the samples
+        if var == "beta" and u > 0:  # at u = 0, noise would stay in the samples
             xt = xt + beta.sqrt() * torch.randn_like(xt)
         if var == "beta-tilde":  # it is 0 at u = 0
             xt = xt + beta_tilde.sqrt() * torch.randn_like(xt)
@@ -100,9 +100,9 @@ eps_net = train_eps(abar, args.iters)
 
 # --- measure
 def energy_distance(x, y):
-    """Twice the mean distance of x to y (n, 2), minus those within each: 0 +- chance if alike."""
+    """How far x, y (n, 2) are from each other, beyond their own spread; about 0 only if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
-    return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
+    return distance.item() if x.abs().max() < 1e3 else float("inf")  # inf if x flew off or is nan
 
 def mean_distance(eps_net, abar, n_steps, var):
     """Mean energy distance of three draws to data. For real data it is 0, with a std of .001."""
@@ -124,14 +124,14 @@ fig, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
 slider = plt.Slider(plt.axes([0.3, 0.03, 0.4, 0.04]), "steps", 1, 100, valinit=10, valstep=1)
 
 def draw(n_steps):
-    fig.suptitle(f"{n_steps:.0f} steps (red: no nearer to data than noise is, {before:.3f})")
+    fig.suptitle(f"{n_steps:.0f} steps: energy distance to data (red: above noise's {before:.3f})")
     for ax, var in zip(axes, VARS):
         x = ancestral(eps_net, noise, abar, int(n_steps), var)
         distance = energy_distance(x, real)
         ax.clear()
         ax.plot(real[:, 0], real[:, 1], ".", color="0.7", ms=2)
         ax.plot(x[:, 0], x[:, 1], ".", color="tab:blue" if distance < before else "tab:red", ms=2)
-        ax.set(title=f"variance {var}: {distance:.3f} from data (grey)", aspect="equal")
+        ax.set(title=f"variance {var}: {distance:.3f}", aspect="equal")
         ax.set(xlim=(-3, 3), ylim=(-1.8, 1.8))
 draw(10)  # always 10 at the start, as in C2: --steps and --var set C1's run only
 slider.on_changed(draw)
@@ -141,7 +141,7 @@ fig.savefig("04_ancestral.png", dpi=120)
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
-limit = min(full, before) + 0.006  # noise's distance, if 1000 steps of a bad net are worse
+limit = min(full, before) + 0.006  # a net whose 1000 steps end farther than noise must not pass
 claim("C1", f"energy distance, {args.steps} steps (1000: {full:.4f})", chosen, "<", limit)
 claim("C2", "energy distance, 10 steps with beta-tilde minus beta", by_tilde - by_beta, ">", 0.006)
 print("figure: 04_ancestral.png")

@@ -5,13 +5,13 @@
 """06 Euler ODEs: from noise to data in a few steps along a learned velocity.
 Join noise eps (t = 0) and data x (t = 1) by a line, xt = t x + (1 - t) eps, with velocity x - eps.
 Where lines meet, a net learns, by squared error, the mean of their velocities, v = E[x - eps | xt].
-Why is the mean enough? If all points at a place move with their mean velocity instead, as many
-cross any wall as before. So the density at each time stays as it was, and noise that moves with v
-ends as data.
-But v turns: at t = 0 it is E[x] - eps, as eps tells nothing of x yet. So few steps miss. Reflow:
-carry each eps along v to its end x, and train a second net on these pairs. Now eps decides x: at
-t = 0 v is x - eps, and one step is enough.
-C1 --steps Euler steps end nearer to data than noise is. C2 One step after reflow: 5 times nearer.
+Why is the mean enough? A region gains and loses points only through its boundary, and what flows
+there is density times mean velocity. So noise that moves with v starts like the xt, flows like them
+and ends like data. But v turns: at t = 0 it is E[x] - eps, as eps tells nothing of x yet. So few
+steps miss. Reflow: carry each eps along v to its end x, and train a second net on these pairs. Now
+eps decides x: at t = 0 v is x - eps, and one step leads to eps + (x - eps) = x. (Not quite: a net
+is smooth, so between two eps that end on different moons a few samples land between.)
+C1 Euler in --steps steps ends nearer to data than noise is. C2 One step after reflow: 5 x nearer.
 RUN    python 06_euler.py --steps 5    (6 seconds; --data FILE learns points of your own)
 BREAK  python 06_euler.py --steps 1    all go to E[x], where no data are: C1 fails
 PAPER  Liu et al. 2022, arXiv 2209.03003, equation 1 (the loss) and algorithm 1 (reflow)"""
@@ -35,8 +35,8 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 
 # --- data: two moons, or points of your own
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
-MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper moon
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); the samples, x and y pooled, have std 1
+MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2); the lower moon is -MOON
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); the samples' std, both axes pooled, is 1 now
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -103,15 +103,15 @@ def train_velocity(x, eps, iters):  # learns v(xt, t) of lines from eps[i] to x[
         optimizer.step()
     print(f"{iters} iterations, loss {loss:.4f}")
     return lambda xt, t: net(torch.cat([xt, torch.full((len(xt), 1), t)], 1)).detach()
-eps = torch.randn_like(x)  # random pairs, too many for the net to learn them by heart
-first = train_velocity(x, eps, args.iters)  # loss 1.4 (v = 0 has 2): many lines meet
+eps = torch.randn_like(x)  # random pairs, too many for the net to learn by heart
+first = train_velocity(x, eps, args.iters)  # loss 1.4, not 0: the lines that meet differ from v
 reached = solve(first, eps, 10, rk4)[-1]  # 10 steps of RK4 are as good as exact
-second = train_velocity(reached, eps, args.iters)  # reflow; paths of v never cross, lines hardly do
+second = train_velocity(reached, eps, args.iters)  # reflow; loss near 0: few lines meet now
 
 def energy_distance(x, y):
-    """Twice the mean distance of x to y (n, 2), minus those within each: 0 +- chance if alike."""
+    """How far x, y (n, 2) are from each other, beyond their own spread; about 0 only if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
-    return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
+    return distance.item() if x.abs().max() < 1e3 else float("inf")  # inf if x flew off or is nan
 noise, real = torch.randn(2500, 2), x[torch.randint(len(x), (2500,))]
 before = energy_distance(noise, real)  # .04 to .06; for real data in place of noise, 0 +- .001
 after = energy_distance(solve(first, noise, args.steps, euler)[-1], real)  # C1
@@ -119,7 +119,7 @@ reflow = energy_distance(solve(second, noise, 1, euler)[-1], real)  # C2
 
 # --- figure
 fig, axes = plt.subplots(1, 4, sharex=True, sharey=True, figsize=(14, 3.4), layout="constrained")
-fig.suptitle("noise (black) goes to samples (blue; red if farther from data, grey, than noise is)")
+fig.suptitle("distance to data (grey) in % of noise's (black). Samples: blue, red above 100%")
 slider = plt.Slider(plt.axes([0.4, 0.01, 0.2, 0.04]), "steps", 1, 50, valinit=args.steps, valstep=1)
 
 def draw(n_steps):
@@ -133,7 +133,7 @@ def draw(n_steps):
         ax.plot(*path[-1].T, ".", color="tab:blue" if share < 1 else "tab:red", ms=2)
         ax.plot(*noise[:40].T, "k.", ms=4)  # where 40 paths start
         ax.plot(path[:, :40, 0], path[:, :40, 1], "k", lw=0.5)  # (steps + 1, 40): a line each
-        ax.set(title=f"{name}, {n * calls} calls: {max(share, 0):.0%} as far as noise", aspect=1)
+        ax.set(title=f"{name}, calls: {n * calls}, distance: {max(share, 0):.0%}", aspect=1)
 draw(args.steps)
 slider.on_changed(lambda n: draw(int(n)))  # the slider gives a float
 fig.savefig("06_euler.png", dpi=120)

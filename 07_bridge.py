@@ -9,9 +9,10 @@ of the arc with the same x and eps. So a net that finds the noise on the arc doe
 Many x and eps may be behind one xt. The net learns eps_hat, the mean of these eps. Then
 x_hat = (xt - s eps_hat) / a is the mean of these x. A step leads to the next level (a2, s2):
     from xt = a x_hat + s eps_hat to a2 x_hat + s2 eps_hat
-In small steps this leads noise to data (lesson 05 shows why the mean is enough). On the arc it is
-called DDIM. On the chord, a = t and s = 1 - t, it is lesson 06's step, (t2 - t) (x_hat - eps_hat).
-A knob eta makes a part of the noise fresh in each step: 0 none, 1 as much as DDPM's chain does.
+On the chord, a = t, s = 1 - t, it is lesson 06's xt + (t2 - t) (x_hat - eps_hat), on the arc DDIM.
+In small steps it moves xt with the mean velocity of the pairs behind it. What flows through any
+boundary is density times mean velocity. So noise starts, flows and ends like these pairs: as data.
+A knob eta makes a part of the noise fresh: 0 none (smooth paths, for long steps), 1 as DDPM did.
 C1 One net, trained on the arc, leads noise to data on both. C2 In 10 steps eta = 0 ends nearer to
 data than eta = 1. C3 The net knows the score, which is the slope of log p(xt): it is -eps_hat / s.
 RUN    python 07_bridge.py             (6 seconds)
@@ -34,8 +35,8 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
-MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper moon
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); the samples, x and y pooled, have std 1
+MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2); the lower moon is -MOON
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); the samples' std, both axes pooled, is 1 now
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 def two_moons(n):
     """n samples of p_data, (n, 2)."""
@@ -56,19 +57,18 @@ def find_noise(net, xt, a, s, forget=False):
     """eps_hat (B, 2) in xt (B, 2) at any level; a and s are tensors of one number or (B, 1)."""
     angle = torch.atan2(s, a).expand(len(xt), 1)  # of the ray to (a, s): 0 is data, pi / 2 noise
     on_arc = xt if forget else xt / (a**2 + s**2).sqrt()  # = cos(angle) x + sin(angle) eps
-    # The net gives v_sh = cos(angle) eps - sin(angle) x, Salimans and Ho's v: if it gave eps, x_hat
-    # would be bad near noise, where it divides the error of eps_hat by a small a.
-    v_sh = net(torch.cat([on_arc, angle], 1))  # (B, 3) -> (B, 2)
+    # With this v_sh, x_hat on the arc is cos(angle) xt - sin(angle) v_sh: no division by a small a.
+    v_sh = net(torch.cat([on_arc, angle], 1))  # (B, 2), cos(angle) eps - sin(angle) x
     return angle.sin() * on_arc + angle.cos() * v_sh  # (sin^2 + cos^2) eps, and x cancels
 
 def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
-    """From xt (B, 2) at the level (a, s) to the next level (a2, s2), which is nearer to data."""
+    """From xt (B, 2) at (a, s) to (a2, s2), nearer to data: the mean over all eps, and noise."""
     x_hat = (xt - s * eps_hat) / a
-    # Let x2 be the point at the next level. DDPM's chain makes xt from it: (a / a2) x2 + new noise.
-    # So the noise in xt and that in x2, of variance 1 before a factor s or s2, have the
+    # x2 = a2 x + s2 eps2 is at the next level. DDPM's chain makes xt = a / a2 x2 + new noise. So
+    # s eps = a / a2 s2 eps2 + new noise. Backwards, eps2 = correlation * eps + fresh noise, where
     correlation = a / a2 * s2 / s
-    fresh = eta * s2 * (1 - correlation**2).sqrt()  # the std that eps leaves open, equation 16
-    kept = (s2**2 - fresh**2).sqrt()  # so that the variances add up to s2^2
+    fresh = eta * s2 * (1 - correlation**2).sqrt()  # std, equation 16
+    kept = (s2**2 - fresh**2).sqrt()  # the rest of the variance s2^2
     return a2 * x_hat + kept * eps_hat + fresh * torch.randn_like(xt)  # equation 12
 
 def walk_path(net, xt, levels, eta, forget=False):  # from noise xt to data, (B, 2) each
@@ -95,9 +95,9 @@ def train_on_arc(iters):  # returns the net for find_noise, (B, 3) -> (B, 2)
     return net.requires_grad_(False)
 
 def energy_distance(x, y):
-    """Twice the mean distance of x to y (n, 2), minus those within each: 0 +- chance if alike."""
+    """How far x, y (n, 2) are from each other, beyond their own spread; about 0 only if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
-    return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
+    return distance.item() if x.abs().max() < 1e3 else float("inf")  # inf if x flew off or is nan
 net = train_on_arc(args.iters)
 noise, real = torch.randn(4000, 2), two_moons(4000)
 unmoved = energy_distance(noise, real)  # about .05
@@ -110,7 +110,7 @@ var = (a * STD) ** 2 + s**2  # of xt around a place a mu
 square = torch.cdist(xt, a * MU) ** 2  # (4000, 64)
 log_p = (-square / (2 * var)).logsumexp(1)  # (4000,), log p(xt) but for a constant
 slope, = torch.autograd.grad(log_p.sum(), xt)  # (4000, 2), exact
-score = -find_noise(net, xt.detach(), a, s, args.forget) / s
+score = -find_noise(net, xt.detach(), a, s, args.forget) / s  # mean over x of -(xt - a x) / s^2
 missed = (score - slope).square().mean()  # C3
 
 # --- figure
@@ -132,7 +132,7 @@ def draw(_):
         ax.plot(*x.T, ".", color="tab:blue" if miss < unmoved else "tab:red", ms=2)
         ax.set(title=f"{path.__name__}: {miss:.3f} from data", aspect=1, xlim=(-3, 3), ylim=(-3, 3))
         panels[0].plot(*levels.T, "ko-")
-    panels[0].set(title="chord (flow) / r = arc (DDPM)", xlabel="a (data)", ylabel="s (noise)")
+    panels[0].set(title="chord / r = arc (grey)", xlabel="a (data)", ylabel="s (noise)", aspect=1)
 draw(None)
 for slider in (steps, eta, forget):
     slider.on_changed(draw)
@@ -142,7 +142,7 @@ fig.savefig("07_bridge.png", dpi=120)
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
-claim("C1", "40 steps, worse of arc, chord (noise .05; data 0)", max(arc_40, chord_40), "<", 0.008)
+claim("C1", "40 steps, worse of arc, chord (noise .05, data 0)", max(arc_40, chord_40), "<", 0.008)
 claim("C2", "10 steps, distance with eta = 0 (bound: with eta = 1)", eta_0, "<", eta_1)
 claim("C3", "squared error of the score (an answer of 0 has 2.3)", missed, "<", 0.02)
 print("figure: 07_bridge.png")

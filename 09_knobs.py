@@ -5,13 +5,11 @@
 """09 Practical knobs: schedule, solver and guidance, turned on one small net.
 Between noise eps and data x lie mixes of the two, at an angle phi that grows from 0 to pi / 2:
     xt = a x + s eps,    a = sin(phi),  s = cos(phi),    v = d xt / d phi = s x - a eps
-Many x and eps lead to one xt. The net learns the mean of their v. If all points at a place move
-with it instead, as many cross any wall as before. So each angle keeps its density, and noise ends
-as data: at the exact ends if steps are tiny. Longer steps miss these.
-The net also reads a label. As one in five is wrong, "upper" is right by 4 to 1. v_label - v_blank
-(blank: no label) points where log p(label | xt) grows (README). Guidance takes it w times, as for
-p^w: the odds are about 4^w to 1. But it drives points far from the lower moon: w = 8 leaves gaps.
-C1 Schedule: Euler misses the exact ends by less at equal angles (cosine) than at linear beta's.
+Many x and eps lead to one xt. By squared error the net learns the mean of their v. What flows
+through any boundary is density times mean velocity, so noise that moves with v ends as data. Tiny
+steps lead to its exact ends, longer ones miss them. The net also reads a label, which moon. One in
+five is wrong, and so is one sample in five, unless guidance mends that.
+C1 Schedule: Euler misses the exact ends by less at equal angles (cosine) than with linear beta.
 C2 Solver: a step of Heun asks for v twice. With half of Euler's steps it still misses by less.
 C3 Guidance: with w = 2, samples for "upper" are closer to the upper moon than with w = 1 (none).
 RUN    python 09_knobs.py              (5 seconds; sliders: steps, w)
@@ -35,8 +33,8 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 
 # --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
-MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper moon
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); the samples, x and y pooled, have std 1
+MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2); the lower moon is -MOON
+MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); the samples' std, both axes pooled, is 1 now
 STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
 UPPER, BLANK = torch.ones(1), torch.zeros(1)  # labels: 1 upper, -1 lower, 0 no label
 def labelled_moons(n):
@@ -47,11 +45,10 @@ def labelled_moons(n):
     return x, label[:, None]  # (n, 2), (n, 1)
 
 # --- method, knob 1: schedule, the angles at which a sampler stops between noise and data
-BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])  # of DDPM; k = 1000 is noise
-ABAR = (1 - BETA).cumprod(0)  # a^2 at k; each step of DDPM multiplies it by 1 - beta
-def linear_beta(n_steps):  # (n_steps + 1,): half are below .3, so later steps are long
-    k = torch.linspace(1000, 0, n_steps + 1).round().long()  # from noise to data
-    return ABAR[k].sqrt().asin()  # since a = sqrt(abar) = sin(phi)
+def linear_beta(n_steps):  # (n_steps + 1,) from 0 to 1.57; half are below .3, the rest far apart
+    beta = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])  # of DDPM, k = 0 .. 1000
+    k = torch.linspace(1000, 0, n_steps + 1).round().long()  # from noise, k = 1000, to data
+    return (1 - beta).cumprod(0)[k].sqrt().asin()  # a^2 = (1 - beta[1]) ... (1 - beta[k])
 def equal_angles(n_steps):  # (n_steps + 1,), from 0 to pi / 2 = 1.57
     return torch.linspace(0, torch.pi / 2, n_steps + 1)
 
@@ -64,11 +61,13 @@ def heun(v, x, t, h):
 
 # --- method, knob 3: guidance, two calls of v for one
 def guide(v, w, label, blank):
-    """The velocity v(xt, phi, label) with guidance w: a function of xt and phi."""
+    """v(xt, phi, label) with guidance w: a function of xt and phi. cond - null points to where the
+    label is more probable (by Bayes' rule, README). w takes it w times; w = 1 is cond. A large w
+    drives samples even from the part of the upper moon that is near the lower one."""
     def guided(xt, phi):
         cond = v(xt, phi, label)
         null = v(xt, phi, blank)
-        return null + w * (cond - null)  # w = 1 is cond
+        return null + w * (cond - null)
     return guided
 
 def follow(v, x, angles, step):  # carries noise x (B, 2) along v(xt, phi) from angle to angle
@@ -100,9 +99,9 @@ def train_labelled(iters):
 
 # --- measure
 def energy_distance(x, y):
-    """Twice the mean distance of x to y (n, 2), minus those within each: 0 +- chance if alike."""
+    """How far x, y (n, 2) are from each other, beyond their own spread; about 0 only if alike."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
-    return distance.item() if x.abs().max() < 1e3 else float("inf")  # they flew off, or nan
+    return distance.item() if x.abs().max() < 1e3 else float("inf")  # inf if x flew off or is nan
 
 def misses(v, noise, exact, n_steps):  # from exact ends; v is called 2 n_steps times
     ends = [follow(v, noise, linear_beta(2 * n_steps), euler),
@@ -111,7 +110,7 @@ def misses(v, noise, exact, n_steps):  # from exact ends; v is called 2 n_steps 
     return [(end - exact).norm(dim=1).mean().item() for end in ends]
 v = train_labelled(args.iters)
 noise = torch.randn(2500, 2)
-plain = guide(v, 1, UPPER, BLANK)  # v for the label "upper"
+plain = guide(v, 1, UPPER, BLANK)  # w = 1: v for "upper"
 exact = follow(plain, noise, equal_angles(200), heun)  # so many steps that more change nothing
 miss = misses(plain, noise, exact, args.steps)  # C1, C2
 upper = MU[torch.randint(32, (2500,))] + STD * torch.randn(2500, 2)  # no wrong label among these
@@ -122,17 +121,18 @@ before, after = energy_distance(exact, upper), energy_distance(guided, upper)  #
 fig, (bars, left, right) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
 steps = plt.Slider(plt.axes([0.4, 0.02, 0.2, 0.04]), "steps", 1, 50, valinit=args.steps, valstep=1)
 guidance = plt.Slider(plt.axes([0.75, 0.02, 0.2, 0.04]), "w", 0, 8, valinit=args.w)
+fig.suptitle("asked for the upper moon (grey); red: farther from it than with w = 1", x=0.67)
 def draw(_):
     bars.clear()
     bars.bar(["linear beta", "equal angles", "+ Heun"], misses(plain, noise, exact, int(steps.val)))
-    bars.set_title(f"mean distance to the exact ends, {2 * int(steps.val)} calls of v")
+    bars.set_title(f"{2 * int(steps.val)} calls of v: mean distance to the exact ends")
     guided = follow(guide(v, guidance.val, UPPER, BLANK), noise, equal_angles(20), heun)  # fast
     for ax, x, w in (left, exact, 1), (right, guided, guidance.val):
         distance = energy_distance(x, upper)
         ax.clear()
         ax.plot(*upper.T, ".", color="0.7", ms=2)
         ax.plot(*x.T, ".", color="tab:blue" if distance <= before else "tab:red", ms=2)
-        ax.set(title=f"w = {w:.1f}: {distance:.3f} from the upper moon (grey)", aspect="equal")
+        ax.set(title=f"w = {w:.1f}, energy distance {distance:.3f}", aspect="equal", xlim=(-3, 3))
 draw(None)
 steps.on_changed(draw)
 guidance.on_changed(draw)
