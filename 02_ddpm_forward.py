@@ -97,7 +97,7 @@ def best_eps(xt, a, s):
     var = (a * STD) ** 2 + s**2  # of off = a (x - mu) + s eps, if x is from the place mu
     weight = (-off.square().sum(2) / (2 * var)).softmax(1)  # (B, 64), p(mu | xt) by Bayes' rule
     mean_off = xt - a * (weight @ MU)  # (B, 2), over all mu
-    # On average, a part of a Gaussian sum is its share of the variance: s eps is s^2 / var of off.
+    # off is a sum of Gaussians: on average, s eps is off times its share of the variance, s^2 / var
     return s / var * mean_off
 
 beta, abar = schedule(args.T)

@@ -11,14 +11,15 @@ Now walk back: given xt, where was xu? If x were known, there would be two hints
     xu = xt / sqrt(1 - beta)   + noise of variance beta / (1 - beta)    (its likelihood)
 By Bayes' rule, multiply their densities. The product is a Gaussian, too: its 1 / variance is the
 sum of theirs, and each hint counts in its mean in proportion to its own 1 / variance.
-
 But x is not known. By squared error, a net learns eps_hat, the mean of eps given xt. So the mean of
-x given xt is x_hat = (xt - s eps_hat) / a. The product's mean is linear in x. Averaged over all x
-that fit xt, it becomes the same with x_hat for x: this is where a step back leads.
+x given xt is x_hat = (xt - s eps_hat) / a. As the product's mean is linear in x, its average over x
+given xt is the same formula with x_hat in place of x. There a step back leads.
 
-How much noise does the step add? The variance of the product, beta_tilde, is too small, as x is not
-certain. beta, the variance of the step forwards, is right for data N(0, I), and on average too
-large for other data (section 3.2). In short steps they hardly differ, in 10 long ones they do (C2).
+And how much noise does it add? Take data N(0, I). Every xt has variance 1, and the mean is then
+sqrt(1 - beta) xt, of variance 1 - beta. So the right noise is beta. With less, the samples shrink
+from step to step (C2), with none to a spot. If data are one point, x is certain, and beta_tilde is
+right, the product's variance. The moons lie between. And in a long step no Gaussian is right, as xu
+may be on one moon or on the other.
 C1 100 steps (--steps, --var) end as near to the data as 1000.  C2 In 10, beta beats beta-tilde.
 RUN    python 04_ancestral.py               (6 seconds)
 BREAK  python 04_ancestral.py --var zero    one small spot: C1 fails; so it does with --steps 3
@@ -69,9 +70,9 @@ def ancestral(eps_net, xt, abar, n_steps, var):
     times = torch.linspace(len(abar) - 1, 0, n_steps + 1).round().int()  # T, ..., 0
     for t, u in zip(times, times[1:]):  # each time and the next, of shape (), so abar[t] is (1,)
         eps_hat = eps_net(xt, t.expand(len(xt)))  # the net takes xt (B, 2) and t (B,)
-        x_hat = (xt - (1 - abar[t]).sqrt() * eps_hat) / abar[t].sqrt()
+        x_hat = (xt - (1 - abar[t]).sqrt() * eps_hat) / abar[t].sqrt()  # .006 at T: errors grow
         xt, beta, beta_tilde = bayes(xt, x_hat, t, u, abar)
-        if var == "beta" and u > 0:  # at u = 0, noise would stay in the samples
+        if var == "beta" and u > 0:  # at u = 0 the mean is the sample, as in algorithm 2
             xt = xt + beta.sqrt() * torch.randn_like(xt)
         if var == "beta-tilde":  # it is 0 at u = 0
             xt = xt + beta_tilde.sqrt() * torch.randn_like(xt)

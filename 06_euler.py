@@ -6,11 +6,10 @@
 Join noise eps (t = 0) and data x (t = 1) by a line, xt = t x + (1 - t) eps, with velocity x - eps.
 Where lines meet, a net learns, by squared error, the mean of their velocities, v = E[x - eps | xt].
 Why is the mean enough? A region gains and loses points only through its boundary, and what flows
-there is density times mean velocity. So noise that moves with v starts like the xt, flows like them
-and ends like data. But v turns: at t = 0 it is E[x] - eps, as eps tells nothing of x yet. So few
-steps miss. Reflow: carry each eps along v to its end x, and train a second net on these pairs. Now
-eps decides x: at t = 0 v is x - eps, and one step leads to eps + (x - eps) = x. (Not quite: a net
-is smooth, so between two eps that end on different moons a few samples land between.)
+there is density times mean velocity. So noise that moves with v starts, flows and ends like the xt.
+But v turns: at t = 0 it is E[x] - eps, as eps tells nothing of x yet. So few steps miss. Reflow:
+carry each eps along v to its end x, and train a second net on these pairs. Now eps decides x: at t
+= 0 v is x - eps, and one step leads to x. (Not all: a smooth net cannot jump between moons.)
 C1 Euler in --steps steps ends nearer to data than noise is. C2 One step after reflow: 5 x nearer.
 RUN    python 06_euler.py --steps 5    (6 seconds; --data FILE learns points of your own)
 BREAK  python 06_euler.py --steps 1    all go to E[x], where no data are: C1 fails
@@ -103,7 +102,8 @@ def train_velocity(x, eps, iters):  # learns v(xt, t) of lines from eps[i] to x[
         optimizer.step()
     print(f"{iters} iterations, loss {loss:.4f}")
     return lambda xt, t: net(torch.cat([xt, torch.full((len(xt), 1), t)], 1)).detach()
-eps = torch.randn_like(x)  # random pairs, too many for the net to learn by heart
+eps = torch.randn(max(len(x), 10_000), 2)  # random pairs, too many for the net to learn by heart:
+x = x[torch.arange(len(eps)) % len(x)]  # each x once, or in turn if there are fewer than eps
 first = train_velocity(x, eps, args.iters)  # loss 1.4, not 0: the lines that meet differ from v
 reached = solve(first, eps, 10, rk4)[-1]  # 10 steps of RK4 are as good as exact
 second = train_velocity(reached, eps, args.iters)  # reflow; loss near 0: few lines meet now
@@ -120,7 +120,7 @@ reflow = energy_distance(solve(second, noise, 1, euler)[-1], real)  # C2
 # --- figure
 fig, axes = plt.subplots(1, 4, sharex=True, sharey=True, figsize=(14, 3.4), layout="constrained")
 fig.suptitle("distance to data (grey) in % of noise's (black). Samples: blue, red above 100%")
-slider = plt.Slider(plt.axes([0.4, 0.01, 0.2, 0.04]), "steps", 1, 50, valinit=args.steps, valstep=1)
+slider = plt.Slider(plt.axes([0.8, 0.94, 0.1, 0.04]), "steps", 1, 50, valinit=args.steps, valstep=1)
 
 def draw(n_steps):
     panels = [("Euler", first, euler, n_steps, 1), ("Heun", first, heun, n_steps, 2),

@@ -6,9 +6,8 @@
 Between noise eps and data x lie mixes of the two, at an angle phi that grows from 0 to pi / 2:
     xt = a x + s eps,    a = sin(phi),  s = cos(phi),    v = d xt / d phi = s x - a eps
 Many x and eps lead to one xt. By squared error the net learns the mean of their v. What flows
-through any boundary is density times mean velocity, so noise that moves with v ends as data. Tiny
-steps lead to its exact ends, longer ones miss them. The net also reads a label, which moon. One in
-five is wrong, and so is one sample in five, unless guidance mends that.
+through any boundary is density times mean velocity, so noise that moves with this mean ends as
+data: at its exact ends if steps are tiny. The net also reads a label. One in five is wrong.
 C1 Schedule: Euler misses the exact ends by less at equal angles (cosine) than with linear beta.
 C2 Solver: a step of Heun asks for v twice. With half of Euler's steps it still misses by less.
 C3 Guidance: with w = 2, samples for "upper" are closer to the upper moon than with w = 1 (none).
@@ -45,10 +44,10 @@ def labelled_moons(n):
     return x, label[:, None]  # (n, 2), (n, 1)
 
 # --- method, knob 1: schedule, the angles at which a sampler stops between noise and data
-def linear_beta(n_steps):  # (n_steps + 1,) from 0 to 1.57; half are below .3, the rest far apart
+def linear_beta(n_steps):  # (n_steps + 1,) from 0 to 1.57; half are below .3, the other steps long
     beta = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])  # of DDPM, k = 0 .. 1000
     k = torch.linspace(1000, 0, n_steps + 1).round().long()  # from noise, k = 1000, to data
-    return (1 - beta).cumprod(0)[k].sqrt().asin()  # a^2 = (1 - beta[1]) ... (1 - beta[k])
+    return (1 - beta).cumprod(0)[k].sqrt().asin()  # step k leaves the share 1 - beta[k] of a^2
 def equal_angles(n_steps):  # (n_steps + 1,), from 0 to pi / 2 = 1.57
     return torch.linspace(0, torch.pi / 2, n_steps + 1)
 
@@ -61,9 +60,11 @@ def heun(v, x, t, h):
 
 # --- method, knob 3: guidance, two calls of v for one
 def guide(v, w, label, blank):
-    """v(xt, phi, label) with guidance w: a function of xt and phi. cond - null points to where the
-    label is more probable (by Bayes' rule, README). w takes it w times; w = 1 is cond. A large w
-    drives samples even from the part of the upper moon that is near the lower one."""
+    """v(xt, phi, label) with guidance w: a function of xt and phi. As a mean (lesson 07), v is
+        s / a (xt + slope of log p(xt)),  so by Bayes' rule cond - null is
+        s / a (slope of log p(label | xt))
+    This is counted w times: with w = 2, odds of 4 to 1 become nearly 16 to 1. In noise, the part of
+    the upper moon near the lower one is in doubt, too, and a large w empties it."""
     def guided(xt, phi):
         cond = v(xt, phi, label)
         null = v(xt, phi, blank)
@@ -110,7 +111,7 @@ def misses(v, noise, exact, n_steps):  # from exact ends; v is called 2 n_steps 
     return [(end - exact).norm(dim=1).mean().item() for end in ends]
 v = train_labelled(args.iters)
 noise = torch.randn(2500, 2)
-plain = guide(v, 1, UPPER, BLANK)  # w = 1: v for "upper"
+plain = lambda xt, phi: v(xt, phi, UPPER)  # without guidance
 exact = follow(plain, noise, equal_angles(200), heun)  # so many steps that more change nothing
 miss = misses(plain, noise, exact, args.steps)  # C1, C2
 upper = MU[torch.randint(32, (2500,))] + STD * torch.randn(2500, 2)  # no wrong label among these
@@ -121,7 +122,6 @@ before, after = energy_distance(exact, upper), energy_distance(guided, upper)  #
 fig, (bars, left, right) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
 steps = plt.Slider(plt.axes([0.4, 0.02, 0.2, 0.04]), "steps", 1, 50, valinit=args.steps, valstep=1)
 guidance = plt.Slider(plt.axes([0.75, 0.02, 0.2, 0.04]), "w", 0, 8, valinit=args.w)
-fig.suptitle("asked for the upper moon (grey); red: farther from it than with w = 1", x=0.67)
 def draw(_):
     bars.clear()
     bars.bar(["linear beta", "equal angles", "+ Heun"], misses(plain, noise, exact, int(steps.val)))
@@ -132,7 +132,7 @@ def draw(_):
         ax.clear()
         ax.plot(*upper.T, ".", color="0.7", ms=2)
         ax.plot(*x.T, ".", color="tab:blue" if distance <= before else "tab:red", ms=2)
-        ax.set(title=f"w = {w:.1f}, energy distance {distance:.3f}", aspect="equal", xlim=(-3, 3))
+        ax.set(title=f"w = {w:.1f}, energy distance\nto upper moon, grey: {distance:.3f}", aspect=1)
 draw(None)
 steps.on_changed(draw)
 guidance.on_changed(draw)
