@@ -12,14 +12,14 @@ Now walk back: given xt, where was xu? If x were known, there would be two hints
 By Bayes' rule, multiply their densities. The product is a Gaussian, too: its 1 / variance is the
 sum of theirs, and each hint counts in its mean in proportion to its own 1 / variance.
 But x is not known. By squared error, a net learns eps_hat, the mean of eps given xt. So the mean of
-x given xt is x_hat = (xt - s eps_hat) / a. As the product's mean is linear in x, its average over x
-given xt is the same formula with x_hat in place of x. There a step back leads.
-
-And how much noise does it add? Take data N(0, I). Every xt has variance 1, and the mean is then
-sqrt(1 - beta) xt, of variance 1 - beta. So the right noise is beta. With less, the samples shrink
-from step to step (C2), with none to a spot. If data are one point, x is certain, and beta_tilde is
-right, the product's variance. The moons lie between. And in a long step no Gaussian is right, as xu
-may be on one moon or on the other.
+x given xt is x_hat = (xt - s eps_hat) / a. Averaged over x given xt, the product's mean, which is
+linear in x, has x_hat in place of x. x scatters around x_hat. With the factor k of x in that mean,
+    mean of xu given xt = the product's mean at x_hat
+    variance of xu given xt = beta_tilde, the product's variance, + k^2 (variance of x given xt)
+If data are one point, this is beta_tilde. If they are N(0, I), every xt has variance 1, the mean is
+sqrt(1 - beta) xt, and to its variance, 1 - beta, the missing part is beta. The moons lie between.
+With too little noise samples shrink from step to step (C2), with none to a spot. And in a long step
+no Gaussian is right: xu may be on one moon or on the other.
 C1 100 steps (--steps, --var) end as near to the data as 1000.  C2 In 10, beta beats beta-tilde.
 RUN    python 04_ancestral.py               (6 seconds)
 BREAK  python 04_ancestral.py --var zero    one small spot: C1 fails; so it does with --steps 3
@@ -70,7 +70,7 @@ def ancestral(eps_net, xt, abar, n_steps, var):
     times = torch.linspace(len(abar) - 1, 0, n_steps + 1).round().int()  # T, ..., 0
     for t, u in zip(times, times[1:]):  # each time and the next, of shape (), so abar[t] is (1,)
         eps_hat = eps_net(xt, t.expand(len(xt)))  # the net takes xt (B, 2) and t (B,)
-        x_hat = (xt - (1 - abar[t]).sqrt() * eps_hat) / abar[t].sqrt()  # .006 at T: errors grow
+        x_hat = (xt - (1 - abar[t]).sqrt() * eps_hat) / abar[t].sqrt()  # a is .006 at T
         xt, beta, beta_tilde = bayes(xt, x_hat, t, u, abar)
         if var == "beta" and u > 0:  # at u = 0 the mean is the sample, as in algorithm 2
             xt = xt + beta.sqrt() * torch.randn_like(xt)

@@ -57,7 +57,7 @@ def find_noise(net, xt, a, s, forget=False):
     """eps_hat (B, 2) in xt (B, 2) at any level; a and s are tensors of one number or (B, 1)."""
     angle = torch.atan2(s, a).expand(len(xt), 1)  # of the ray to (a, s): 0 is data, pi / 2 noise
     on_arc = xt if forget else xt / (a**2 + s**2).sqrt()  # = cos(angle) x + sin(angle) eps
-    # With this v_sh, x_hat on the arc is cos(angle) xt - sin(angle) v_sh: no division by a small a.
+    # v of Salimans, Ho. By it, on the arc, x_hat is cos(angle) xt - sin(angle) v_sh, without 1 / a.
     v_sh = net(torch.cat([on_arc, angle], 1))  # (B, 2), cos(angle) eps - sin(angle) x
     return angle.sin() * on_arc + angle.cos() * v_sh  # (sin^2 + cos^2) eps, and x cancels
 
@@ -132,7 +132,7 @@ def draw(_):
         ax.plot(*x.T, ".", color="tab:blue" if miss < unmoved else "tab:red", ms=2)
         ax.set(title=f"{path.__name__}: {miss:.3f} from data", aspect=1, xlim=(-3, 3), ylim=(-3, 3))
         panels[0].plot(*levels.T, "ko-")
-    panels[0].set(title="chord / r = arc (grey)", xlabel="a (data)", ylabel="s (noise)", aspect=1)
+    panels[0].set(title="grey: division by r", xlabel="a (data)", ylabel="s (noise)", aspect=1)
 draw(None)
 for slider in (steps, eta, forget):
     slider.on_changed(draw)

@@ -44,7 +44,7 @@ def labelled_moons(n):
     return x, label[:, None]  # (n, 2), (n, 1)
 
 # --- method, knob 1: schedule, the angles at which a sampler stops between noise and data
-def linear_beta(n_steps):  # (n_steps + 1,) from 0 to 1.57; half are below .3, the other steps long
+def linear_beta(n_steps):  # (n_steps + 1,) angles; half are below .3, so later steps are long
     beta = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])  # of DDPM, k = 0 .. 1000
     k = torch.linspace(1000, 0, n_steps + 1).round().long()  # from noise, k = 1000, to data
     return (1 - beta).cumprod(0)[k].sqrt().asin()  # step k leaves the share 1 - beta[k] of a^2
@@ -60,11 +60,11 @@ def heun(v, x, t, h):
 
 # --- method, knob 3: guidance, two calls of v for one
 def guide(v, w, label, blank):
-    """v(xt, phi, label) with guidance w: a function of xt and phi. As a mean (lesson 07), v is
-        s / a (xt + slope of log p(xt)),  so by Bayes' rule cond - null is
-        s / a (slope of log p(label | xt))
-    This is counted w times: with w = 2, odds of 4 to 1 become nearly 16 to 1. In noise, the part of
-    the upper moon near the lower one is in doubt, too, and a large w empties it."""
+    """v(xt, phi, label) with guidance w: a function of xt and phi. The mean of eps given xt is -s
+    times the slope of log p(xt) (lesson 07), so mean v is s / a (xt + this slope). By Bayes' rule
+    log p(xt | label) - log p(xt) = log p(label | xt) + constant, so cond - null is s / a times the
+    slope of log p(label | xt), and w counts it w times. In noise, the part of the upper moon that
+    is near the lower one has a less sure label, and a large w empties it."""
     def guided(xt, phi):
         cond = v(xt, phi, label)
         null = v(xt, phi, blank)
