@@ -17,9 +17,9 @@ linear in x, has x_hat in place of x. x scatters around x_hat. With the factor k
     mean of xu given xt = the product's mean at x_hat
     variance of xu given xt = beta_tilde, the product's variance, + k^2 (variance of x given xt)
 If data are one point, this is beta_tilde. If they are N(0, I), every xt has variance 1, the mean is
-sqrt(1 - beta) xt, and to its variance, 1 - beta, the missing part is beta. The moons lie between.
-With too little noise samples shrink from step to step (C2), with none to a spot. And in a long step
-no Gaussian is right: xu may be on one moon or on the other.
+sqrt(1 - beta) xt, which has variance 1 - beta, and beta makes it 1 again. With less, the
+samples shrink at each step (C2), with none to a spot. The moons (the data here) lie between. And in
+a long step no Gaussian is right: xu may be on one moon or on the other.
 C1 100 steps (--steps, --var) end as near to the data as 1000.  C2 In 10, beta beats beta-tilde.
 RUN    python 04_ancestral.py               (6 seconds)
 BREAK  python 04_ancestral.py --var zero    one small spot: C1 fails; so it does with --steps 3
@@ -70,9 +70,9 @@ def ancestral(eps_net, xt, abar, n_steps, var):
     times = torch.linspace(len(abar) - 1, 0, n_steps + 1).round().int()  # T, ..., 0
     for t, u in zip(times, times[1:]):  # each time and the next, of shape (), so abar[t] is (1,)
         eps_hat = eps_net(xt, t.expand(len(xt)))  # the net takes xt (B, 2) and t (B,)
-        x_hat = (xt - (1 - abar[t]).sqrt() * eps_hat) / abar[t].sqrt()  # a is .006 at T
+        x_hat = (xt - (1 - abar[t]).sqrt() * eps_hat) / abar[t].sqrt()
         xt, beta, beta_tilde = bayes(xt, x_hat, t, u, abar)
-        if var == "beta" and u > 0:  # at u = 0 the mean is the sample, as in algorithm 2
+        if var == "beta" and u > 0:  # at u = 0 noise would only blur the samples
             xt = xt + beta.sqrt() * torch.randn_like(xt)
         if var == "beta-tilde":  # it is 0 at u = 0
             xt = xt + beta_tilde.sqrt() * torch.randn_like(xt)

@@ -43,8 +43,7 @@ def two_moons(n):
     return MU[torch.randint(64, (n,))] + STD * torch.randn(n, 2)
 
 # --- method: a path is a list of levels (a, s) from noise to data, (n_steps + 1, 2)
-BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])  # DDPM's, as in lesson 02
-ABAR = (1 - BETA).cumprod(0)  # ABAR[0] = 1, as BETA[0] = 0: at k = 0 there is no noise
+ABAR = torch.cat([torch.ones(1), (1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0)])  # lesson 02's
 ARC = torch.stack([ABAR.sqrt(), (1 - ABAR).sqrt()], 1)  # (1001, 2), levels at k = 0 .. 1000
 def arc(n_steps):  # DDPM's path, from k = 1000 (noise) down to k = 0 (data)
     return ARC[torch.linspace(1000, 0, n_steps + 1).round().long()]
@@ -64,11 +63,12 @@ def find_noise(net, xt, a, s, forget=False):
 def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
     """From xt (B, 2) at (a, s) to (a2, s2), nearer to data: the mean over all eps, and noise."""
     x_hat = (xt - s * eps_hat) / a
-    # x2 = a2 x + s2 eps2 is at the next level. DDPM's chain makes xt = a / a2 x2 + new noise. So
-    # s eps = a / a2 s2 eps2 + new noise. Backwards, eps2 = correlation * eps + fresh noise, where
+    # DDPM's chain makes xt from x2 = a2 x + s2 eps2, the next level: xt = a / a2 x2 + new noise, so
+    # s eps = a / a2 s2 eps2 + new noise. Of two unit Gaussians, each is the correlation times the
+    # other plus fresh noise. As eps_hat varies less, long steps shrink, with fresh noise more (C2).
     correlation = a / a2 * s2 / s
     fresh = eta * s2 * (1 - correlation**2).sqrt()  # std, equation 16
-    kept = (s2**2 - fresh**2).sqrt()  # the rest of the variance s2^2
+    kept = (s2**2 - fresh**2).sqrt()  # so that with the true eps the variance is s2^2
     return a2 * x_hat + kept * eps_hat + fresh * torch.randn_like(xt)  # equation 12
 
 def walk_path(net, xt, levels, eta, forget=False):  # from noise xt to data, (B, 2) each
@@ -110,7 +110,7 @@ var = (a * STD) ** 2 + s**2  # of xt around a place a mu
 square = torch.cdist(xt, a * MU) ** 2  # (4000, 64)
 log_p = (-square / (2 * var)).logsumexp(1)  # (4000,), log p(xt) but for a constant
 slope, = torch.autograd.grad(log_p.sum(), xt)  # (4000, 2), exact
-score = -find_noise(net, xt.detach(), a, s, args.forget) / s  # mean over x of -(xt - a x) / s^2
+score = -find_noise(net, xt.detach(), a, s, args.forget) / s  # the mean of the slopes for known x
 missed = (score - slope).square().mean()  # C3
 
 # --- figure

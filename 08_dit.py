@@ -11,8 +11,8 @@ each patch a token, a vector of 48 numbers. Then blocks change the tokens h, in 
     h = h + gate * f((1 + scale) * norm(h) + shift)
 First f is attention: each token takes a weighted mean of all. Then f is an MLP, for each by itself.
 A matrix makes shift, scale and gate from t and y (adaLN). Gates start at 0 (adaLN-Zero), so a block
-adds nothing until it learns. With gates from 1, all that an untrained block makes is added to h; at
-a high rate this soon is over 100 times h, and xt is lost in it.
+adds nothing until it learns. With gates from 1, blocks add to h from the first step; at a high rate
+what they add grows before it is of use, and xt is lost in it (C3).
 Why patches? The velocity contains the noise, 256 numbers, and 16 tokens of 48 have room for them.
 ONE token for all (an MLP, as it attends only to itself) has 48. Noise that it loses stays in xt.
 C1 The DiT draws the digits that we want.   C2 The MLP leaves noise in them.
