@@ -462,7 +462,7 @@ def curve(ns, piece):
     return out
 
 
-def test_the_perfect_net_makes_the_same_errors_so_they_are_the_samplers(curve):
+def test_in_one_round_the_perfect_net_makes_the_same_errors_and_in_ten_half_as_many(curve):
     """A lookup among the 40 pictures, 1, 2, 4, 10 and 64 rounds: MaskGIT and D3PM."""
     maskgit = {1: (19.8, 0.8), 2: (8.2, 0.9), 4: (2.1, 0.9), 10: (0.53, 0.35), 64: (0, 0.001)}
     d3pm = {1: (19.8, 0.8), 2: (11.5, 1.2), 4: (5.6, 1), 10: (2.1, 0.7), 64: (0.28, 0.22)}
