@@ -23,7 +23,7 @@ So a net that finds the noise is a model of the data. DDPM drops w (its loss is 
 is largest at t = 1, where no eye sees the noise.
 C1 A net trained by L_simple loses less than a nat (unit of log p) against the best possible net.
 C2 Dropping w costs a part of this. C3 A net that answers with the mean of p loses over a nat.
-RUN    python 03_elbo.py                (5 seconds; click on the net whose samples to see)
+RUN    python 03_elbo.py                (6 seconds; click on the net whose samples to see)
 BREAK  python 03_elbo.py --target mean  C1 is now about the mean and fails; its samples scatter
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, equations 5 to 14 and table 2"""
 import argparse
