@@ -118,7 +118,7 @@ for name, model_mean in models.items():
 
 # --- figure
 fig, (chart, left, right) = plt.subplots(1, 3, figsize=(13, 4.8), layout="constrained")
-radio = RadioButtons(plt.axes([0.71, 0.15, 0.09, 0.16]), list(models))
+radio = RadioButtons(plt.axes([0.71, 0.15, 0.11, 0.16]), list(models))
 for name, style in zip(models, ("-", "-", "--", "--")):
     colour = "tab:blue" if total[name] < 1 else "tab:red"
     chart.loglog(t[::64], lost[name], style, color=colour, label=f"{name}: {total[name]:.2f}")
