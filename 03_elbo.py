@@ -13,12 +13,9 @@ The log of an average is at least the average log. So there is a bound (ELBO) th
  2  log p(x) >= average over q of log p(walk) - log q(walk | x)
 p(walk) is a product of steps back, and so, by Bayes' rule, is q(walk | x). So 2 is a sum over t of
  3  log p(x_(t-1) | x_t) - log q(x_(t-1) | x_t, x),  and of a term for x_1000, without net
-Where does q's step lead? Given x and x_t, the noise s eps in x_t is known. It is older noise plus
-sqrt(beta) z. Given a sum of independent Gaussians, a part is on average the sum times its share of
-the variance: here s eps times beta / s^2. Take it off x_t, and undo the factor of the step:
- 4  mean of q's step = (x_t - (beta / s) eps) / sqrt(1 - beta);  p's: the same with a guess eps_hat
-For two Gaussians of fixed variances, 3 is on average a constant minus
- 5  |mean of q - mean of p|^2 / (2 beta) = w |eps - eps_hat|^2,  w = beta / (2 (1 - beta) s^2)
+Given x, q's step has the mean step_mean(x_t, eps), below. Let p's be step_mean(x_t, eps_hat), with
+the net's guess of eps. For two Gaussians of fixed variances, 3 is on average a constant minus
+ 4  |mean of q - mean of p|^2 / (2 beta) = w |eps - eps_hat|^2,  w = beta / (2 (1 - beta) s^2)
 So a net that finds the noise is a model of the data. DDPM drops w (its loss is called L_simple): w
 is largest at t = 1, where no eye sees the noise.
 C1 A net trained by L_simple loses less than a nat (unit of log p) against the best possible net.
@@ -56,6 +53,9 @@ A = (1 - BETA).cumprod(0).sqrt()  # (1001, 1), as all three; xt = A[t] x + S[t] 
 S = (1 - A**2).sqrt()
 W = BETA[1:] / (2 * (1 - BETA[1:]) * S[1:] ** 2)  # (1000, 1): .5 at t = 1, .07 at 10, .01 at 100
 
+# Where does q's step lead? Given x and x_t, the noise s eps in x_t is known. It is older noise plus
+# sqrt(beta) z. Given a sum of independent Gaussians, a part is on average its share of the variance
+# times the sum: here beta / s^2 times s eps. Take that off x_t, and undo the factor of the step.
 def step_mean(xt, eps_hat, t):
     """The mean of p's step back from xt (B, 2) at t (B,). With the true eps it is that of q's."""
     return (xt - BETA[t] / S[t] * eps_hat) / (1 - BETA[t]).sqrt()
@@ -88,7 +88,7 @@ def train_target(target, iters, seed, odds=torch.ones(1000)):  # odds: how often
         return step_mean(xt, answer, t) if target == "eps" else answer
     return model_mean
 models = {name: train_target(name, args.iters, args.seed) for name in ("mean", "eps")}
-# To draw t in proportion to a weight weights the loss: w for eps and, by 5, 1 / (2 beta) for means.
+# To draw t in proportion to a weight weights the loss: w for eps and, by 4, 1 / (2 beta) for means.
 models["eps with w"] = train_target("eps", args.iters, args.seed, odds=W[:, 0])
 models["mean with w"] = train_target("mean", args.iters, args.seed, odds=1 / BETA[1:, 0])
 
@@ -108,7 +108,7 @@ eps = torch.randn(64, 2).repeat(1000, 1)  # as for x; the same pairs at each t m
 xt = A[t] * x + S[t] * eps
 # No net beats best_eps. The |eps - eps_hat|^2 of another is larger, by |best_eps - eps_hat|^2 on
 # average (the mixed term is 0, as eps - best_eps has mean 0 at each xt). Times w, this is what it
-# loses in nats, and by 5 it is |best_mean - model_mean|^2 / (2 beta).
+# loses in nats, and by 4 it is |best_mean - model_mean|^2 / (2 beta).
 best_mean = step_mean(xt, best_eps(xt, A[t], S[t]), t)
 lost, total = {}, {}  # by net: nats at each t, and at all t together
 for name, model_mean in models.items():
