@@ -12,12 +12,12 @@ can sum p(walk) over all walks that end in x. But q draws such walks:
 The log of an average is at least the average log. So there is a bound (ELBO) that one can train:
  2  log p(x) >= average over q of log p(walk) - log q(walk | x)
 p(walk) is a product of steps back, and so, by Bayes' rule, is q(walk | x). So 2 is a sum over t of
- 3  log p(x_(t-1) | x_t) - log q(x_(t-1) | x_t, x),  and of a term for x_1000, without net
+ 3  log p(x_(t-1) | x_t) - log q(x_(t-1) | x_t, x)  for t > 1,  of log p(x | x_1), and a constant
 Given x, q's step has the mean step_mean(x_t, eps), below. Let p's be step_mean(x_t, eps_hat), with
-the net's guess of eps. For two Gaussians of fixed variances, 3 is on average a constant minus
+the net's guess of eps. Expand the squares in the two Gaussians: 3 is on average a constant minus
  4  |mean of q - mean of p|^2 / (2 beta) = w |eps - eps_hat|^2,  w = beta / (2 (1 - beta) s^2)
-So a net that finds the noise is a model of the data. DDPM drops w (its loss is called L_simple): w
-is largest at t = 1, where no eye sees the noise.
+and so is log p(x | x_1), as step_mean(x_1, eps) = x. So a net that finds noise is a model of the
+data. DDPM drops w (then the loss is L_simple). It is largest at t = 1, where no eye sees the noise.
 C1 A net trained by L_simple loses less than a nat (unit of log p) against the best possible net.
 C2 Dropping w costs a part of this. C3 A net that answers with the mean of p loses over a nat.
 RUN    python 03_elbo.py                (6 seconds; click on the net whose samples to see)
@@ -88,7 +88,7 @@ def train_target(target, iters, seed, odds=torch.ones(1000)):  # odds: how often
         return step_mean(xt, answer, t) if target == "eps" else answer
     return model_mean
 models = {name: train_target(name, args.iters, args.seed) for name in ("mean", "eps")}
-# To draw t in proportion to a weight weights the loss: w for eps and, by 4, 1 / (2 beta) for means.
+# Drawing t in proportion to a weight is like weighting the loss: w for eps, 1 / (2 beta) for means.
 models["eps with w"] = train_target("eps", args.iters, args.seed, odds=W[:, 0])
 models["mean with w"] = train_target("mean", args.iters, args.seed, odds=1 / BETA[1:, 0])
 
@@ -108,7 +108,7 @@ eps = torch.randn(64, 2).repeat(1000, 1)  # as for x; the same pairs at each t m
 xt = A[t] * x + S[t] * eps
 # No net beats best_eps. The |eps - eps_hat|^2 of another is larger, by |best_eps - eps_hat|^2 on
 # average (the mixed term is 0, as eps - best_eps has mean 0 at each xt). Times w, this is what it
-# loses in nats, and by 4 it is |best_mean - model_mean|^2 / (2 beta).
+# loses in nats, and by formula 4 it is |best_mean - model_mean|^2 / (2 beta).
 best_mean = step_mean(xt, best_eps(xt, A[t], S[t]), t)
 lost, total = {}, {}  # by net: nats at each t, and at all t together
 for name, model_mean in models.items():
