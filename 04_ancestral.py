@@ -12,14 +12,14 @@ Now walk back: given xt, where was xu? If x were known, there would be two hints
 By Bayes' rule, multiply their densities. The product is a Gaussian, too: its 1 / variance is the
 sum of theirs, and each hint counts in its mean in proportion to its own 1 / variance.
 But x is not known. By squared error, a net learns eps_hat, the mean of eps given xt. So the mean of
-x given xt is x_hat = (xt - s eps_hat) / a. Averaged over x given xt, the product's mean, which is
-linear in x, has x_hat in place of x. x scatters around x_hat. With the factor k of x in that mean,
+x given xt is x_hat = (xt - s eps_hat) / a. The product has a mean linear in x, k x + ..., and a
+variance, called beta_tilde. By the laws of total expectation and variance, over x given xt,
     mean of xu given xt = the product's mean at x_hat
-    variance of xu given xt = beta_tilde, the product's variance, + k^2 (variance of x given xt)
-If data are one point, this is beta_tilde. If they are N(0, I), every xt has variance 1, the mean is
-sqrt(1 - beta) xt, which has variance 1 - beta, and beta makes it 1 again. With less, the
-samples shrink at each step (C2), with none to a spot. The moons (the data here) lie between. And in
-a long step no Gaussian is right: xu may be on one moon or on the other.
+    variance of xu given xt = beta_tilde + k^2 (variance of x given xt)
+If data are one point, this is beta_tilde. If they are N(0, I), every xt has variance 1, the mean of
+xu is sqrt(1 - beta) xt, which has variance 1 - beta, and beta is right, as it makes 1 of it. With
+less noise, samples shrink at each step (C2), with none to a spot. The moons (the data here) lie
+between. And in a long step no Gaussian is right: xu may be on one moon or on the other.
 C1 100 steps (--steps, --var) end as near to the data as 1000.  C2 In 10, beta beats beta-tilde.
 RUN    python 04_ancestral.py               (6 seconds)
 BREAK  python 04_ancestral.py --var zero    one small spot: C1 fails; so it does with --steps 3
