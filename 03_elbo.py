@@ -14,10 +14,10 @@ The log of an average is at least the average log. So there is a bound (ELBO) th
 p(walk) is a product of steps back, and so, by Bayes' rule, is q(walk | x). So 2 is a sum over t of
  3  log p(x_(t-1) | x_t) - log q(x_(t-1) | x_t, x)  for t > 1,  of log p(x | x_1), and a constant
 Given x, q's step has the mean step_mean(x_t, eps), below. Let p's be step_mean(x_t, eps_hat), with
-the net's guess of eps. Expand the squares in the two Gaussians: 3 is on average a constant minus
+the net's guess. Expand the two Gaussians: 3 is on average a constant (with q's variance) minus
  4  |mean of q - mean of p|^2 / (2 beta) = w |eps - eps_hat|^2,  w = beta / (2 (1 - beta) s^2)
 and so is log p(x | x_1), as step_mean(x_1, eps) = x. So a net that finds noise is a model of the
-data. DDPM drops w (then the loss is L_simple). It is largest at t = 1, where no eye sees the noise.
+data. DDPM drops w (then the loss is L_simple). w is largest at t = 1, where no eye sees the noise.
 C1 A net trained by L_simple loses less than a nat (unit of log p) against the best possible net.
 C2 Dropping w costs a part of this. C3 A net that answers with the mean of p loses over a nat.
 RUN    python 03_elbo.py                (6 seconds; click on the net whose samples to see)
@@ -65,8 +65,7 @@ def walk_back(model_mean, xt):  # p's walk from noise xt (n, 2) to samples (n, 2
         xt = model_mean(xt, torch.full((len(xt),), t)) + BETA[t].sqrt() * torch.randn_like(xt)
     return xt
 
-# --- train. Why C3: step_mean multiplies an error of eps_hat by beta / s, about 1 / 100. A net that
-# answers with the mean itself has no such help. (A weight only says at which t to be exact.)
+# --- train. Why C3: step_mean takes an error of eps_hat times 1 / 100 or so, one of a mean as it is
 def train_target(target, iters, seed, odds=torch.ones(1000)):  # odds: how often each t is drawn
     torch.manual_seed(seed)  # the same seed for every net
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
@@ -89,6 +88,7 @@ def train_target(target, iters, seed, odds=torch.ones(1000)):  # odds: how often
     return model_mean
 models = {name: train_target(name, args.iters, args.seed) for name in ("mean", "eps")}
 # Drawing t in proportion to a weight is like weighting the loss: w for eps, 1 / (2 beta) for means.
+# For eps this helps. For means it mostly moves the error from small t to large t (see the figure).
 models["eps with w"] = train_target("eps", args.iters, args.seed, odds=W[:, 0])
 models["mean with w"] = train_target("mean", args.iters, args.seed, odds=1 / BETA[1:, 0])
 

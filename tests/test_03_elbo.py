@@ -564,7 +564,9 @@ def test_a_net_asked_for_the_mean_loses_two_nats_and_more_three_times_what_the_e
 def test_a_net_asked_for_the_mean_loses_about_as_much_if_its_loss_is_weighted_as_in_the_bound(lost):
     """Seeds 400 to 409, t drawn in proportion to 1 / beta: 1.1 to 12.9 nats, 1.8 to 27 times those of eps; plain 1.6 to 7.0."""
     for seed in (0, 1):
-        nats = (W * lost[seed, "mean with w"]).sum()
+        plain, weighted = (W * lost[seed, name] for name in ("mean", "mean with w"))
+        assert weighted[1:101].sum() < 0.9 * plain[1:101].sum() and weighted[101:].sum() > 1.05 * plain[101:].sum()
+        nats = weighted.sum()
         assert 0.8 < nats < 20 and nats > 1.4 * (W * lost[seed, "eps"]).sum()
 
 
