@@ -65,7 +65,7 @@ def walk_back(model_mean, xt):  # p's walk from noise xt (n, 2) to samples (n, 2
         xt = model_mean(xt, torch.full((len(xt),), t)) + BETA[t].sqrt() * torch.randn_like(xt)
     return xt
 
-# --- train. Why C3: step_mean takes an error of eps_hat times 1 / 100 or so, one of a mean as it is
+# --- train. Why C3: step_mean shrinks errors of eps_hat to 1 / 100. Means are not 100 times easier
 def train_target(target, iters, seed, odds=torch.ones(1000)):  # odds: how often each t is drawn
     torch.manual_seed(seed)  # the same seed for every net
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
