@@ -86,7 +86,7 @@ def test_commands_of_the_readme_are_accepted(tmp_path, monkeypatch):
 def test_install_and_run_and_install_and_test_are_one_line_each():
     blocks = re.findall(r"^```\n(pip install .*)\n```$", TEXT, re.M)
     assert blocks == ["pip install torch numpy matplotlib && python 06_euler.py --steps 5",
-                      "pip install torch numpy matplotlib pytest && python -m pytest"]
+                      "pip install torch numpy matplotlib pytest pytest-xdist && python -m pytest -n 2 --dist loadfile"]
 
 
 def test_proofs_that_are_cited_exist():
