@@ -11,7 +11,7 @@ x_hat = (xt - s eps_hat) / a is the mean of these x. A step leads to the next le
     from xt = a x_hat + s eps_hat to a2 x_hat + s2 eps_hat
 On the chord (a = t, s = 1 - t) it is lesson 06's xt + (t2 - t) (x_hat - eps_hat), on the arc DDIM.
 In small steps xt moves with the mean velocity of the pairs behind it, a' x_hat + s' eps_hat. What
-flows through a boundary is density times mean velocity, so each level keeps its density of pairs.
+flows through a boundary is density times mean velocity, so each level has the density of its pairs.
 A knob eta makes a part of the noise fresh: 0 none (smooth paths, for long steps), 1 as DDPM did.
 C1 One net, trained on the arc, leads noise to data on both. C2 In 10 steps eta = 0 ends nearer to
 data than eta = 1. C3 The net knows the score, which is the slope of log p(xt): it is -eps_hat / s.
@@ -56,7 +56,7 @@ def find_noise(net, xt, a, s, forget=False):
     """eps_hat (B, 2) in xt (B, 2) at any level; a and s are tensors of one number or (B, 1)."""
     angle = torch.atan2(s, a).expand(len(xt), 1)  # of the ray to (a, s): 0 is data, pi / 2 noise
     on_arc = xt if forget else xt / (a**2 + s**2).sqrt()  # = cos(angle) x + sin(angle) eps
-    # v of Salimans, Ho. By it, on the arc, x_hat is cos(angle) xt - sin(angle) v_sh, without 1 / a.
+    # Salimans and Ho's v, since then x_hat, on the arc, divides no error of the net by a small a:
     v_sh = net(torch.cat([on_arc, angle], 1))  # (B, 2), cos(angle) eps - sin(angle) x
     return angle.sin() * on_arc + angle.cos() * v_sh  # (sin^2 + cos^2) eps, and x cancels
 
@@ -68,7 +68,7 @@ def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
     correlation = a / a2 * s2 / s
     fresh = eta * s2 * (1 - correlation**2).sqrt()  # std, equation 16
     kept = (s2**2 - fresh**2).sqrt()  # so that with the true eps the variance is s2^2
-    # With eps_hat, (kept - a2 s / a)^2 times the variance of eps given xt is lost: more with fresh.
+    # eps_hat loses the variance (kept - a2 s / a)^2 Var(eps | xt), more if noise is fresh: see C2.
     return a2 * x_hat + kept * eps_hat + fresh * torch.randn_like(xt)  # equation 12
 
 def walk_path(net, xt, levels, eta, forget=False):  # from noise xt to data, (B, 2) each

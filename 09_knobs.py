@@ -7,7 +7,7 @@ Between noise eps and data x lie mixes of the two, at an angle phi that grows fr
     xt = a x + s eps,    a = sin(phi),  s = cos(phi),    v = d xt / d phi = s x - a eps
 Many x and eps lead to one xt. By squared error the net learns the mean of their v. What flows
 through any boundary is density times mean velocity, so noise that moves with this mean ends as
-data: at its exact ends if steps are tiny. The net also reads a label. One in five is wrong.
+data: at its exact ends if steps are tiny. Labels, one in five of them wrong, are for guidance.
 C1 Schedule: Euler misses the exact ends by less at equal angles (cosine) than with linear beta.
 C2 Solver: a step of Heun asks for v twice. With half of Euler's steps it still misses by less.
 C3 Guidance: with w = 2, samples for "upper" are closer to the upper moon than with w = 1 (none).
