@@ -11,13 +11,13 @@ can sum p(walk) over all walks that end in x. But q draws such walks:
  1  p(x) = sum of p(walk) = sum of q(walk | x) p(walk) / q(walk | x) = average over q of p / q
 The log of an average is at least the average log. So there is a bound (ELBO) that one can train:
  2  log p(x) >= average over q of log p(walk) - log q(walk | x)
-p(walk) is a product of steps back, and so, by Bayes' rule, is q(walk | x). So 2 is a sum over t of
- 3  log p(x_(t-1) | x_t) - log q(x_(t-1) | x_t, x)  for t > 1,  of log p(x | x_1), and a constant
-Given x, q's step has the mean step_mean(x_t, eps), below. Let p's be step_mean(x_t, eps_hat), with
-the net's guess. Expand the two Gaussians: 3 is on average a constant (with q's variance) minus
- 4  |mean of q - mean of p|^2 / (2 beta) = w |eps - eps_hat|^2,  w = beta / (2 (1 - beta) s^2)
-and so is log p(x | x_1), as step_mean(x_1, eps) = x. So a net that finds noise is a model of the
-data. DDPM drops w (then the loss is L_simple). w is largest at t = 1, where no eye sees the noise.
+p(walk) is a product of steps back. So is q(walk | x): a step of q does not look at x again, hence
+    q(x_t | x_(t-1)) = q(x_t | x_(t-1), x) = q(x_(t-1) | x_t, x) q(x_t | x) / q(x_(t-1) | x)
+by Bayes' rule, for t > 1. The step before is q(x_1 | x). Multiplied, all q(x_t | x) cancel but that
+of t = 1000, in which there is no net. So 2 is, but for a constant, a sum of log p(x | x_1) and of
+ 3  log p(x_(t-1) | x_t) - log q(x_(t-1) | x_t, x)  for t > 1
+On average each is a constant minus w |eps - eps_hat|^2 (4 and 5, below): a net that finds noise is
+a model of the data. DDPM drops w, which is largest at t = 1, for noise that no eye sees: L_simple.
 C1 A net trained by L_simple loses less than a nat (unit of log p) against the best possible net.
 C2 Dropping w costs a part of this. C3 A net that answers with the mean of p loses over a nat.
 RUN    python 03_elbo.py                (6 seconds; click on the net whose samples to see)
@@ -51,21 +51,27 @@ def two_moons(n):
 BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])[:, None]  # t = 0 .. 1000
 A = (1 - BETA).cumprod(0).sqrt()  # (1001, 1), as all three; xt = A[t] x + S[t] eps
 S = (1 - A**2).sqrt()
-W = BETA[1:] / (2 * (1 - BETA[1:]) * S[1:] ** 2)  # (1000, 1): .5 at t = 1, .07 at 10, .01 at 100
 
-# Where does q's step lead? Given x and x_t, the noise s eps in x_t is known. It is older noise plus
-# sqrt(beta) z. Given a sum of independent Gaussians, a part is on average its share of the variance
-# times the sum: here beta / s^2 times s eps. Take that off x_t, and undo the factor of the step.
+# Given x and x_t, we know eps. It is made of the noise in x_(t-1) and of the step's own noise z:
+#     s eps = sqrt(1 - beta) s_(t-1) eps_(t-1) + sqrt(beta) z
+# Given a sum of independent Gaussians, the mean of a part is var(part) / var(sum) times the sum:
+#  4  E[sqrt(beta) z] = beta / s^2 s eps,  so  E[x_(t-1)] = (x_t - beta / s eps) / sqrt(1 - beta)
 def step_mean(xt, eps_hat, t):
     """The mean of p's step back from xt (B, 2) at t (B,). With the true eps it is that of q's."""
     return (xt - BETA[t] / S[t] * eps_hat) / (1 - BETA[t]).sqrt()
+# Under q, x_(t-1) is mean of q + noise of a fixed variance. p's step is Gaussian, of variance beta:
+#     E[log q(x_(t-1) | x_t, x)] = const
+#     E[log p(x_(t-1) | x_t)] = const - |mean of q - mean of p|^2 / (2 beta),  so by 4
+#  5  E[3] = const - (beta / s)^2 / (1 - beta) |eps - eps_hat|^2 / (2 beta)
+# At t = 1 s^2 is beta. So step_mean(x_1, eps) is x, and log p(x | x_1) has the same form.
+W = BETA[1:] / (2 * (1 - BETA[1:]) * S[1:] ** 2)  # (1000, 1): .5 at t = 1, .07 at 10, .01 at 100
 
 def walk_back(model_mean, xt):  # p's walk from noise xt (n, 2) to samples (n, 2); t is (n,)
     for t in range(1000, 0, -1):
         xt = model_mean(xt, torch.full((len(xt),), t)) + BETA[t].sqrt() * torch.randn_like(xt)
     return xt
 
-# --- train. Why C3: step_mean shrinks errors of eps_hat to 1 / 100. Means are not 100 times easier
+# --- train
 def train_target(target, iters, seed, odds=torch.ones(1000)):  # odds: how often each t is drawn
     torch.manual_seed(seed)  # the same seed for every net
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
@@ -74,9 +80,9 @@ def train_target(target, iters, seed, odds=torch.ones(1000)):  # odds: how often
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = 0.02 * (1 - i / iters)  # large steps first, then small
         x, eps = two_moons(512), torch.randn(512, 2)
-        t = 1 + odds.multinomial(512, replacement=True)
+        t = 1 + odds.multinomial(512, replacement=True)  # odds w act like a factor w in the loss
         xt = A[t] * x + S[t] * eps
-        goal = eps if target == "eps" else step_mean(xt, eps, t)
+        goal = eps if target == "eps" else step_mean(xt, eps, t)  # .01 off is like eps_hat 1 off
         answer = net(torch.cat([xt, t[:, None] / 1000], 1))
         loss = (answer - goal).square().mean()  # eps, each t as often: L_simple, equation 14
         optimizer.zero_grad()
@@ -86,11 +92,8 @@ def train_target(target, iters, seed, odds=torch.ones(1000)):  # odds: how often
         answer = net(torch.cat([xt, t[:, None] / 1000], 1)).detach()
         return step_mean(xt, answer, t) if target == "eps" else answer
     return model_mean
-models = {name: train_target(name, args.iters, args.seed) for name in ("mean", "eps")}
-# Drawing t in proportion to a weight is like weighting the loss: w for eps, 1 / (2 beta) for means.
-# For eps this helps. For means it mostly moves the error from small t to large t (see the figure).
+models = {name: train_target(name, args.iters, args.seed) for name in ("eps", "mean")}
 models["eps with w"] = train_target("eps", args.iters, args.seed, odds=W[:, 0])
-models["mean with w"] = train_target("mean", args.iters, args.seed, odds=1 / BETA[1:, 0])
 
 # --- measure
 def best_eps(xt, a, s):
@@ -99,16 +102,14 @@ def best_eps(xt, a, s):
     var = (a * STD) ** 2 + s**2  # of off = a (x - mu) + s eps, if x is from the place mu
     weight = (-off.square().sum(2) / (2 * var)).softmax(1)  # (B, 64), p(mu | xt) by Bayes' rule
     mean_off = xt - a * (weight @ MU)  # (B, 2), over all mu
-    # off is a sum of Gaussians: on average, s eps is off times its share of the variance, s^2 / var
-    return s / var * mean_off
+    return s / var * mean_off  # as s eps is a part of off: its mean is s^2 / var times off
 
 t = torch.arange(1, 1001).repeat_interleave(64)  # (64000,): 1 1 ... 1 2 2 ... 2, each 64 times
 x = (MU + STD * torch.randn(64, 2)).repeat(1000, 1)  # (64000, 2): 64 x, the same ones at each t
 eps = torch.randn(64, 2).repeat(1000, 1)  # as for x; the same pairs at each t make smooth curves
 xt = A[t] * x + S[t] * eps
-# No net beats best_eps. The |eps - eps_hat|^2 of another is larger, by |best_eps - eps_hat|^2 on
-# average (the mixed term is 0, as eps - best_eps has mean 0 at each xt). Times w, this is what it
-# loses in nats, and by formula 4 it is |best_mean - model_mean|^2 / (2 beta).
+# E[eps | xt] has the least squared error. That of a net is on average |best_eps - eps_hat|^2 more.
+# Times w, these are the nats that it loses. By 5 they are |best_mean - mean of p|^2 / (2 beta).
 best_mean = step_mean(xt, best_eps(xt, A[t], S[t]), t)
 lost, total = {}, {}  # by net: nats at each t, and at all t together
 for name, model_mean in models.items():
@@ -117,32 +118,31 @@ for name, model_mean in models.items():
     total[name] = lost[name].sum()  # C1, C2, C3
 
 # --- figure
-fig, (chart, left, right) = plt.subplots(1, 3, figsize=(13, 4.8), layout="constrained")
-radio = RadioButtons(plt.axes([0.71, 0.15, 0.11, 0.16]), list(models))
-for name, style in zip(models, ("-", "-", "--", "--")):
+fig, (chart, cloud) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
+radio = RadioButtons(chart.inset_axes([0.75, 0.8, 0.25, 0.2]), list(models))
+for name, style in zip(models, ("-", "-", "--")):
     colour = "tab:blue" if total[name] < 1 else "tab:red"
     chart.loglog(t[::64], lost[name], style, color=colour, label=f"{name}: {total[name]:.2f}")
 chart.set(xlabel="t (1: data, 1000: noise)", ylabel="nats lost at t (above the best possible net)")
 chart.legend(title="nats lost at all t (red: over 1)")
 
-def draw(name, ax=right):
+def draw(name):
     torch.manual_seed(args.seed)  # the same noise for every net
     xt = walk_back(models[name], torch.randn(400, 2))
-    ax.clear()
-    ax.plot(*two_moons(400).T, ".", color="0.7", ms=3)
-    ax.plot(*xt.T, ".", color="tab:blue" if total[name] < 1 else "tab:red", ms=3)
-    ax.set(title=f"{name}: {total[name]:.1f} nats lost", aspect=1, xlim=(-3, 3), ylim=(-3, 3))
+    cloud.clear()
+    cloud.plot(*two_moons(400).T, ".", color="0.7")
+    cloud.plot(*xt.T, ".", color="tab:blue" if total[name] < 1 else "tab:red")
+    cloud.set(title=f"data (grey), samples of {name}", aspect=1, xlim=(-3, 3), ylim=(-3, 3))
     fig.canvas.draw_idle()
-draw(args.target, left)
-draw("mean")  # until the radio button is used
 radio.on_clicked(draw)
+radio.set_active(["eps", "mean"].index(args.target))  # this draws
 fig.savefig("03_elbo.png", dpi=120)
 
 # --- claims: the bounds leave a margin to what 20 seeds gave
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
-claim("C1", f"nats lost, {args.target}", total[args.target], "<", 1)
+claim("C1", f"nats lost, {args.target} (the best net needs 1.59)", total[args.target], "<", 1)
 claim("C2", "nats more that dropping w loses", total["eps"] - total["eps with w"], ">", 0.04)
 claim("C3", "nats lost, mean", total["mean"], ">", 1)
 print("figure: 03_elbo.png")

@@ -10,11 +10,10 @@ Many x and eps may be behind one xt. The net learns eps_hat, the mean of these e
 x_hat = (xt - s eps_hat) / a is the mean of these x. A step leads to the next level (a2, s2):
     from xt = a x_hat + s eps_hat to a2 x_hat + s2 eps_hat
 On the chord (a = t, s = 1 - t) it is lesson 06's xt + (t2 - t) (x_hat - eps_hat), on the arc DDIM.
-In small steps xt moves with the mean velocity of the pairs behind it, a' x_hat + s' eps_hat. What
-flows through a boundary is density times mean velocity, so each level has the density of its pairs.
-A knob eta makes a part of the noise fresh: 0 none (smooth paths, for long steps), 1 as DDPM did.
-C1 One net, trained on the arc, leads noise to data on both. C2 In 10 steps eta = 0 ends nearer to
-data than eta = 1. C3 The net knows the score, which is the slope of log p(xt): it is -eps_hat / s.
+In small steps, points move with the mean velocity of the pairs (x, eps) at their place. A density
+changes by its flow alone, density times mean velocity. So points and pairs keep the same density.
+C1 One net, trained on the arc, leads noise to data on both. C2 In 10 steps it ends nearer without
+fresh noise (eta = 0) than with DDPM's (eta = 1). C3 The score (slope of log p(xt)) is -eps_hat / s.
 RUN    python 07_bridge.py             (6 seconds)
 BREAK  python 07_bridge.py --forget    xt is not divided by r, the chord misses: C1 and C3 fail
 PAPER  Song, Meng, Ermon 2020 (DDIM), arXiv 2010.02502, equations 12 and 16"""
@@ -56,19 +55,18 @@ def find_noise(net, xt, a, s, forget=False):
     """eps_hat (B, 2) in xt (B, 2) at any level; a and s are tensors of one number or (B, 1)."""
     angle = torch.atan2(s, a).expand(len(xt), 1)  # of the ray to (a, s): 0 is data, pi / 2 noise
     on_arc = xt if forget else xt / (a**2 + s**2).sqrt()  # = cos(angle) x + sin(angle) eps
-    # Salimans and Ho's v, since then x_hat, on the arc, divides no error of the net by a small a:
+    # The net gives v (Salimans, Ho). Its errors fade in eps_hat where x_hat divides by a small a.
     v_sh = net(torch.cat([on_arc, angle], 1))  # (B, 2), cos(angle) eps - sin(angle) x
     return angle.sin() * on_arc + angle.cos() * v_sh  # (sin^2 + cos^2) eps, and x cancels
 
 def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
     """From xt (B, 2) at (a, s) to (a2, s2), nearer to data: the mean over all eps, and noise."""
     x_hat = (xt - s * eps_hat) / a
-    # DDPM makes xt of a cleaner x2 = a2 x + s2 eps2: xt = (a / a2) x2 + new noise. So eps, eps2,
-    # two unit Gaussians, have this correlation. Given eps, eps2 is correlation * eps + fresh noise.
-    correlation = a / a2 * s2 / s
+    # DDPM makes xt of a cleaner x2 = a2 x + s2 eps2 as xt = (a / a2) x2 + new noise. Without the x,
+    # s eps = (a / a2) s2 eps2 + new noise, so two unit Gaussians eps, eps2 have this correlation.
+    correlation = a / a2 * s2 / s  # eps2 is correlation * eps + fresh, of variance 1 in all
     fresh = eta * s2 * (1 - correlation**2).sqrt()  # std, equation 16
     kept = (s2**2 - fresh**2).sqrt()  # so that with the true eps the variance is s2^2
-    # eps_hat loses the variance (kept - a2 s / a)^2 Var(eps | xt), more if noise is fresh: see C2.
     return a2 * x_hat + kept * eps_hat + fresh * torch.randn_like(xt)  # equation 12
 
 def walk_path(net, xt, levels, eta, forget=False):  # from noise xt to data, (B, 2) each
@@ -100,7 +98,6 @@ def energy_distance(x, y):
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # inf if x flew off or is nan
 net = train_on_arc(args.iters)
 noise, real = torch.randn(4000, 2), two_moons(4000)
-unmoved = energy_distance(noise, real)  # about .05
 arc_40 = energy_distance(walk_path(net, noise, arc(40), 0), real)  # r = 1: nothing to forget
 chord_40 = energy_distance(walk_path(net, noise, chord(40), 0, args.forget), real)  # C1
 eta_0, eta_1 = [energy_distance(walk_path(net, noise, arc(10), eta), real) for eta in (0, 1)]  # C2
@@ -110,7 +107,9 @@ var = (a * STD) ** 2 + s**2  # of xt around a place a mu
 square = torch.cdist(xt, a * MU) ** 2  # (4000, 64)
 log_p = (-square / (2 * var)).logsumexp(1)  # (4000,), log p(xt) but for a constant
 slope, = torch.autograd.grad(log_p.sum(), xt)  # (4000, 2), exact
-score = -find_noise(net, xt.detach(), a, s, args.forget) / s  # mean of -eps / s, slope at known x
+# The slope of log p(xt | x) is -eps / s. p(xt) is the mean of p(xt | x), so the slope of its log is
+# the mean of -eps / s, weighted by how likely each x is behind xt.
+score = -find_noise(net, xt.detach(), a, s, args.forget) / s
 missed = (score - slope).square().mean()  # C3
 
 # --- figure
@@ -129,8 +128,9 @@ def draw(_):
         miss = energy_distance(x, real)
         ax.clear()
         ax.plot(*real.T, ".", color="0.7", ms=2)
-        ax.plot(*x.T, ".", color="tab:blue" if miss < unmoved else "tab:red", ms=2)
-        ax.set(title=f"{path.__name__}: {miss:.3f} from data", aspect=1, xlim=(-3, 3), ylim=(-3, 3))
+        ax.plot(*x.T, ".", color="tab:blue" if miss < 0.05 else "tab:red", ms=2)
+        ax.axis([-3, 3, -3, 3])
+        ax.set(title=f"{path.__name__}: {miss:.3f} from data (noise is .05)", aspect=1)
         panels[0].plot(*levels.T, "ko-")
     panels[0].set(title="grey: division by r", xlabel="a (data)", ylabel="s (noise)", aspect=1)
 draw(None)

@@ -3,6 +3,7 @@
 python tests/regenerate.py            figures, seconds (README, docstrings), the example of 06; prints a table
 python tests/regenerate.py --check    prints that table, changes nothing: status 1 if more than seconds would change
 python tests/regenerate.py --moving   the moving pictures: each lesson's own widget, from good to broken and back
+python tests/regenerate.py --proofs   the two pictures of proofs in the README's sections 10 and 12
 python tests/regenerate.py --seeds 2000 2009 --jobs 2 --keep seeds.json
                                       the column "min .. max" of the claims tables (half an hour on two cores)
 
@@ -179,8 +180,15 @@ parser.add_argument("--jobs", type=int, default=1, help="runs at a time, with --
 parser.add_argument("--keep", type=pathlib.Path, help="file of what the seeds printed, to go on after a stop")
 parser.add_argument("--check", action="store_true", help="change nothing")
 parser.add_argument("--moving", action="store_true", help="write the moving pictures, and nothing else")
+parser.add_argument("--proofs", action="store_true", help="write the pictures of proofs, and nothing else")
 args = parser.parse_args()
 names = [path.stem for path in sorted(ROOT.glob("[01][0-9]_*.py")) if path.stem.startswith(tuple(args.only))]
+if args.proofs:
+    import proof_pictures
+
+    proof_pictures.draw_10()
+    proof_pictures.draw_12()
+    sys.exit()
 if args.moving:
     os.environ["MPLBACKEND"] = "Agg"
     for name in names:
