@@ -67,6 +67,7 @@ def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
     correlation = a / a2 * s2 / s  # eps2 is correlation * eps + fresh, of variance 1 in all
     fresh = eta * s2 * (1 - correlation**2).sqrt()  # std, equation 16
     kept = (s2**2 - fresh**2).sqrt()  # so that with the true eps the variance is s2^2
+    # A mean in place of eps is right for short steps only, and fresh noise adds to its weight (C2).
     return a2 * x_hat + kept * eps_hat + fresh * torch.randn_like(xt)  # equation 12
 
 def walk_path(net, xt, levels, eta, forget=False):  # from noise xt to data, (B, 2) each
@@ -107,8 +108,7 @@ var = (a * STD) ** 2 + s**2  # of xt around a place a mu
 square = torch.cdist(xt, a * MU) ** 2  # (4000, 64)
 log_p = (-square / (2 * var)).logsumexp(1)  # (4000,), log p(xt) but for a constant
 slope, = torch.autograd.grad(log_p.sum(), xt)  # (4000, 2), exact
-# The slope of log p(xt | x) is -eps / s. p(xt) is the mean of p(xt | x), so the slope of its log is
-# the mean of -eps / s, weighted by how likely each x is behind xt.
+# Given x, the slope is -eps / s. As p(xt) is a mean over x, its own is the mean of these, given xt.
 score = -find_noise(net, xt.detach(), a, s, args.forget) / s
 missed = (score - slope).square().mean()  # C3
 
@@ -130,7 +130,7 @@ def draw(_):
         ax.plot(*real.T, ".", color="0.7", ms=2)
         ax.plot(*x.T, ".", color="tab:blue" if miss < 0.05 else "tab:red", ms=2)
         ax.axis([-3, 3, -3, 3])
-        ax.set(title=f"{path.__name__}: {miss:.3f} from data (noise is .05)", aspect=1)
+        ax.set(title=f"{path.__name__}: {miss:.3f} from data (untouched: .05)", aspect=1)
         panels[0].plot(*levels.T, "ko-")
     panels[0].set(title="grey: division by r", xlabel="a (data)", ylabel="s (noise)", aspect=1)
 draw(None)

@@ -135,6 +135,8 @@ def lost(ns, other, x_models, thousand):
     """(seed, name) -> errors at every t, for the lesson's nets and for a net that was asked for x."""
     models = {(seed, name): model for seed, ran in ((0, ns), (1, other.ns)) for name, model in ran.models.items()}
     models |= {(seed, "x"): model for seed, model in x_models.items()}
+    with torch.enable_grad():
+        models |= {(seed, "mean with w"): ns.train_target("mean", 600, seed, 1 / ns.BETA[1:, 0]) for seed in (0, 1)}
     models[0, "no net"] = lambda xt, t: ns.step_mean(xt, 0, t)  # eps_hat = 0
     return {key: errors(found(model, *schedule()), thousand) for key, model in models.items()}
 
@@ -714,32 +716,30 @@ def test_9997_in_ten_thousand_of_the_data_are_within_four_standard_deviations_of
 # --- the window and the break
 
 
-def cloud(ax):
-    return ax.lines[1].get_color(), ax.get_title().partition(" nats lost")[0], ax.lines[1].get_xydata().copy()
+def cloud(ns):
+    """Colour, net and points of the panel on the right."""
+    net = ns.cloud.get_title().removeprefix("data (grey), samples of ")
+    return ns.cloud.lines[1].get_color(), net, ns.cloud.lines[1].get_xydata().copy()
 
 
 def test_radio_shows_the_samples_of_each_net_and_goes_back(ns):
-    before, left = cloud(ns.right), cloud(ns.left)
-    assert left[:2] == ("tab:blue", f"eps: {ns.total['eps']:.1f}")
-    assert before[:2] == ("tab:red", f"mean: {ns.total['mean']:.1f}")
+    before = cloud(ns)
+    assert before[:2] == ("tab:blue", "eps") and near(torch.tensor(before[2])) > 0.87
     try:
-        for name in ("eps", "eps with w"):
+        for name, colour in (("eps with w", "tab:blue"), ("mean", "tab:red")):
             ns.radio.set_active(list(ns.models).index(name))
-            colour, title, points = cloud(ns.right)
-            assert title == f"{name}: {ns.total[name]:.1f}" and near(torch.tensor(points)) > 0.87
-            assert colour == "tab:blue" and ns.total[name] < 1
-            grey = ns.right.lines[0].get_xydata()  # real data, as many
+            assert cloud(ns)[:2] == (colour, name) and (ns.total[name] < 1) == (colour == "tab:blue")
+            points = torch.tensor(cloud(ns)[2])
+            assert near(points) > 0.87 if name == "eps with w" else near(points) < 0.9 and cost(points) > 5
+            grey = ns.cloud.lines[0].get_xydata()  # real data, as many
             assert grey.shape == (400, 2) and near(torch.tensor(grey)) > 0.95
-            if name == "eps":
-                assert np.array_equal(points, left[2])
     finally:
         ns.radio.set_active(0)
-    after = cloud(ns.right)
-    assert after[:2] == before[:2] and np.array_equal(after[2], before[2], equal_nan=True)
-    assert near(torch.tensor(after[2])) < 0.9 and cost(torch.tensor(after[2])) > 5
+    after = cloud(ns)
+    assert after[:2] == before[:2] and np.array_equal(after[2], before[2])
 
 
-def test_the_cloud_of_a_panel_is_the_walk_back_of_its_net(ns):
+def test_the_cloud_is_the_walk_back_of_its_net(ns):
     """The same noise once more, and the net's answers read as noise, in float64: .01 apart at most."""
     generator, eps_hat = torch.Generator().manual_seed(0), found(ns.models["eps"], *schedule())
     beta, abar = schedule()
@@ -748,17 +748,16 @@ def test_the_cloud_of_a_panel_is_the_walk_back_of_its_net(ns):
         noise = eps_hat(xt.float(), torch.full((400,), t)).double()
         mean = (xt - beta[t] / math.sqrt(1 - abar[t]) * noise) / math.sqrt(1 - beta[t])
         xt = mean + math.sqrt(beta[t]) * torch.randn(400, 2, generator=generator)
-    assert np.abs(xt.numpy() - cloud(ns.left)[2]).max() < 0.01
+    assert np.abs(xt.numpy() - cloud(ns)[2]).max() < 0.01
 
 
 def test_break_mean(lesson):
     run = lesson(NAME, "--target", "mean")
     assert run.claims() == {"C1": False, "C2": True, "C3": True}
     assert run.ns.total["mean"] > 1.2
-    for ax in (run.ns.left, run.ns.right):
-        colour, title, points = cloud(ax)
-        assert (colour, title) == ("tab:red", f"mean: {run.ns.total['mean']:.1f}")
-        assert near(torch.tensor(points)) < 0.9 and cost(torch.tensor(points)) > 5
+    colour, title, points = cloud(run.ns)
+    assert (colour, title, run.ns.radio.value_selected) == ("tab:red", "mean", "mean")
+    assert near(torch.tensor(points)) < 0.9 and cost(torch.tensor(points)) > 5
 
 
 def test_another_seed_keeps_the_claims(other):
@@ -772,7 +771,7 @@ def test_same_seed_same_numbers_and_another_seed_others(lesson):
 
 def test_twenty_iterations_are_too_few(lesson):
     run = lesson(NAME, "--iters", "20")
-    assert not run.claims()["C1"] and run.ns.left.lines[1].get_color() == "tab:red"
+    assert not run.claims()["C1"] and cloud(run.ns)[0] == "tab:red"
 
 
 @pytest.mark.parametrize("flags", [("--iters", "0"), ("--iters", "2.5"), ("--seed", "-1"), ("--target", "x"), ("--T", "10")])
