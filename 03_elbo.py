@@ -11,13 +11,14 @@ can sum p(walk) over all walks that end in x. But q draws such walks:
  1  p(x) = sum of p(walk) = sum of q(walk | x) p(walk) / q(walk | x) = average over q of p / q
 The log of an average is at least the average log. So there is a bound (ELBO) that one can train:
  2  log p(x) >= average over q of log p(walk) - log q(walk | x)
-p(walk) is a product of steps back. So is q(walk | x): a step of q does not look at x again, hence
-    q(x_t | x_(t-1)) = q(x_t | x_(t-1), x) = q(x_(t-1) | x_t, x) q(x_t | x) / q(x_(t-1) | x)
-by Bayes' rule, for t > 1. The step before is q(x_1 | x). Multiplied, all q(x_t | x) cancel but that
-of t = 1000, in which there is no net. So 2 is, but for a constant, a sum of log p(x | x_1) and of
- 3  log p(x_(t-1) | x_t) - log q(x_(t-1) | x_t, x)  for t > 1
-On average each is a constant minus w |eps - eps_hat|^2 (4 and 5, below): a net that finds noise is
-a model of the data. DDPM drops w (L_simple), as w is largest at t = 1, for noise that no eye sees.
+Both are products of 1000 steps. Bayes' rule turns q's steps round (README, lesson 03: what else it
+brings in, cancels). So 2 is, but for a part without a net, a sum over t of averages of
+ 3  log p(x_(t-1) | x_t) - log q(x_(t-1) | x_t, x)
+p's step should be like q's, which knows x. Both are Gaussians, with means that are x_t minus a part
+of the noise (step_mean): q's eps, p's eps_hat, a net's guess. So 3 is on average a constant minus
+ 4  |mean of q - mean of p|^2 / (2 beta) = w |eps - eps_hat|^2,  w = beta / (2 (1 - beta) s^2)
+So a net that finds noise is a model of the data. DDPM drops w (L_simple, the plain squared error),
+which is largest at t = 1, for noise so faint that no eye sees it.
 C1 A net trained by L_simple loses less than a nat (unit of log p) against the best possible net.
 C2 Dropping w costs a part of this. C3 A net that answers with the mean of p loses over a nat.
 RUN    python 03_elbo.py                (6 seconds; click on the net whose samples to see)
@@ -52,18 +53,16 @@ BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])[:, None]  #
 A = (1 - BETA).cumprod(0).sqrt()  # (1001, 1), as all three; xt = A[t] x + S[t] eps
 S = (1 - A**2).sqrt()
 
-# Given x and x_t, we know eps. It is made of the noise in x_(t-1) and of the step's own noise z:
+# The mean of q's step. Whoever knows x and x_t knows eps. It is older noise and the step's own, z:
 #     s eps = sqrt(1 - beta) s_(t-1) eps_(t-1) + sqrt(beta) z
-# Given a sum of independent Gaussians, the mean of a part is var(part) / var(sum) times the sum:
-#  4  mean of sqrt(beta) z = (beta / s^2) s eps,  of x_(t-1) = (x_t - beta / s eps) / sqrt(1 - beta)
+# Given a sum of independent Gaussians, the mean of a part is var(part) / var(sum) times the sum.
+# So the mean of sqrt(beta) z is beta / s^2 times s eps. Take it off x_t, and undo the factor:
 def step_mean(xt, eps_hat, t):
     """The mean of p's step back from xt (B, 2) at t (B,). With the true eps it is that of q's."""
     return (xt - BETA[t] / S[t] * eps_hat) / (1 - BETA[t]).sqrt()
-# Under q, x_(t-1) is mean of q + noise of fixed variance: log q(x_(t-1) | x_t, x) is on average
-# a constant. p's step is Gaussian. So on average, but for constants, log p(x_(t-1) | x_t) is
-#     -|x_(t-1) - mean of p|^2 / (2 beta) = -|mean of q - mean of p|^2 / (2 beta),  and by 4
-#  5  = -(beta / s)^2 / (1 - beta) |eps - eps_hat|^2 / (2 beta) = -w |eps - eps_hat|^2
-# At t = 1, s^2 is beta: step_mean(x_1, eps) is x itself, so log p(x | x_1) has the same form.
+# Formula 4. Under q, x_(t-1) is its mean plus noise of a fixed variance. So log q is on average
+# constant, and |x_(t-1) - mean of p|^2, which log p divides by -2 beta, is on average a constant
+# plus |mean of q - mean of p|^2. There x_t cancels: (beta / s)^2 / (1 - beta) |eps - eps_hat|^2.
 W = BETA[1:] / (2 * (1 - BETA[1:]) * S[1:] ** 2)  # (1000, 1): .5 at t = 1, .07 at 10, .01 at 100
 
 def walk_back(model_mean, xt):  # p's walk from noise xt (n, 2) to samples (n, 2); t is (n,)
@@ -82,7 +81,7 @@ def train_target(target, iters, seed, odds=torch.ones(1000)):  # odds: how often
         x, eps = two_moons(512), torch.randn(512, 2)
         t = 1 + odds.multinomial(512, replacement=True)  # odds w act like a factor w in the loss
         xt = A[t] * x + S[t] * eps
-        goal = eps if target == "eps" else step_mean(xt, eps, t)  # .01 off is as eps_hat 1 off
+        goal = eps if target == "eps" else step_mean(xt, eps, t)
         answer = net(torch.cat([xt, t[:, None] / 1000], 1))
         loss = (answer - goal).square().mean()  # eps, each t as often: L_simple, equation 14
         optimizer.zero_grad()
@@ -90,6 +89,7 @@ def train_target(target, iters, seed, odds=torch.ones(1000)):  # odds: how often
         optimizer.step()
     def model_mean(xt, t):  # the mean of p's step, whatever the net answers
         answer = net(torch.cat([xt, t[:, None] / 1000], 1)).detach()
+        # C3: step_mean shrinks an error of eps_hat to about .01 of it, and one of a mean stays
         return step_mean(xt, answer, t) if target == "eps" else answer
     return model_mean
 models = {name: train_target(name, args.iters, args.seed) for name in ("eps", "mean")}
@@ -108,8 +108,8 @@ t = torch.arange(1, 1001).repeat_interleave(64)  # (64000,): 1 1 ... 1 2 2 ... 2
 x = (MU + STD * torch.randn(64, 2)).repeat(1000, 1)  # (64000, 2): 64 x, the same ones at each t
 eps = torch.randn(64, 2).repeat(1000, 1)  # as for x; the same pairs at each t make smooth curves
 xt = A[t] * x + S[t] * eps
-# E[eps | xt] has the least squared error. That of a net is on average |best_eps - eps_hat|^2 more.
-# Times w, these are the nats that it loses. By 5 they are |best_mean - mean of p|^2 / (2 beta).
+# E[eps | xt] has the least squared error. A net's is larger, on average by |best_eps - eps_hat|^2.
+# Times w, these are the nats that it loses. By 4 they are |best_mean - mean of p|^2 / (2 beta).
 best_mean = step_mean(xt, best_eps(xt, A[t], S[t]), t)
 lost, total = {}, {}  # by net: nats at each t, and at all t together
 for name, model_mean in models.items():
@@ -138,7 +138,7 @@ radio.on_clicked(draw)
 radio.set_active(["eps", "mean"].index(args.target))  # this draws
 fig.savefig("03_elbo.png", dpi=120)
 
-# --- claims: bounds with a margin to 20 seeds. In all, the best net's bound is 1.59 nats a point
+# --- claims: the bounds leave a margin to what 30 seeds gave
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")

@@ -62,12 +62,12 @@ def find_noise(net, xt, a, s, forget=False):
 def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
     """From xt (B, 2) at (a, s) to (a2, s2), nearer to data: the mean over all eps, and noise."""
     x_hat = (xt - s * eps_hat) / a
-    # DDPM makes xt of a cleaner x2 = a2 x + s2 eps2 as xt = (a / a2) x2 + new noise. Without the x,
-    # s eps = (a / a2) s2 eps2 + new noise, so two unit Gaussians eps, eps2 have this correlation.
-    correlation = a / a2 * s2 / s  # eps2 is correlation * eps + fresh, of variance 1 in all
-    fresh = eta * s2 * (1 - correlation**2).sqrt()  # std, equation 16
+    # DDPM makes xt of a cleaner x2 = a2 x + s2 eps2 as xt = (a / a2) x2 + new noise. So s eps is
+    # (a / a2) s2 eps2 + new noise, and E[eps eps2] = (a / a2) s2 / s. Hence, given eps, eps2 is
+    correlation = a / a2 * s2 / s  # correlation * eps + sqrt(1 - correlation^2) * noise
+    fresh = eta * s2 * (1 - correlation**2).sqrt()  # std of the noise, equation 16
     kept = (s2**2 - fresh**2).sqrt()  # so that with the true eps the variance is s2^2
-    # A mean in place of eps is right for short steps only, and fresh noise adds to its weight (C2).
+    # In all, (a2 / a) xt - (a2 s / a - kept) eps_hat + noise: if less is kept, a guess counts more.
     return a2 * x_hat + kept * eps_hat + fresh * torch.randn_like(xt)  # equation 12
 
 def walk_path(net, xt, levels, eta, forget=False):  # from noise xt to data, (B, 2) each
@@ -130,7 +130,7 @@ def draw(_):
         ax.plot(*real.T, ".", color="0.7", ms=2)
         ax.plot(*x.T, ".", color="tab:blue" if miss < 0.05 else "tab:red", ms=2)
         ax.axis([-3, 3, -3, 3])
-        ax.set(title=f"{path.__name__}: {miss:.3f} from data (untouched: .05)", aspect=1)
+        ax.set(title=f"{path.__name__}: {miss:.3f} from data (unmoved: .05)", aspect=1)
         panels[0].plot(*levels.T, "ko-")
     panels[0].set(title="grey: division by r", xlabel="a (data)", ylabel="s (noise)", aspect=1)
 draw(None)
