@@ -60,9 +60,9 @@ S = (1 - A**2).sqrt()
 def step_mean(xt, eps_hat, t):
     """The mean of p's step back from xt (B, 2) at t (B,). With the true eps it is that of q's."""
     return (xt - BETA[t] / S[t] * eps_hat) / (1 - BETA[t]).sqrt()
-# Formula 4. Under q, x_(t-1) is its mean plus noise of a fixed variance. So log q is on average
-# constant, and |x_(t-1) - mean of p|^2, which log p divides by -2 beta, is on average a constant
-# plus |mean of q - mean of p|^2. There x_t cancels: (beta / s)^2 / (1 - beta) |eps - eps_hat|^2.
+# Formula 4. Under q, x_(t-1) is its mean plus fixed noise (none at t = 1, where 3 is log p alone).
+# So log q is constant on average, and |x_(t-1) - mean of p|^2, which log p divides by -2 beta, is a
+# constant plus |mean of q - mean of p|^2. x_t cancels: (beta / s)^2 / (1 - beta) |eps - eps_hat|^2.
 W = BETA[1:] / (2 * (1 - BETA[1:]) * S[1:] ** 2)  # (1000, 1): .5 at t = 1, .07 at 10, .01 at 100
 
 def walk_back(model_mean, xt):  # p's walk from noise xt (n, 2) to samples (n, 2); t is (n,)
@@ -89,7 +89,7 @@ def train_target(target, iters, seed, odds=torch.ones(1000)):  # odds: how often
         optimizer.step()
     def model_mean(xt, t):  # the mean of p's step, whatever the net answers
         answer = net(torch.cat([xt, t[:, None] / 1000], 1)).detach()
-        # C3: step_mean shrinks an error of eps_hat to about .01 of it, and one of a mean stays
+        # C3: step_mean knows that only about .01 of eps comes off xt. A net for means has to learn it.
         return step_mean(xt, answer, t) if target == "eps" else answer
     return model_mean
 models = {name: train_target(name, args.iters, args.seed) for name in ("eps", "mean")}
