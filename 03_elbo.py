@@ -89,7 +89,7 @@ def train_target(target, iters, seed, odds=torch.ones(1000)):  # odds: how often
         optimizer.step()
     def model_mean(xt, t):  # the mean of p's step, whatever the net answers
         answer = net(torch.cat([xt, t[:, None] / 1000], 1)).detach()
-        # C3: step_mean knows that only about .01 of eps comes off xt. A net for means has to learn it.
+        # C3: step_mean knows that about .01 of eps comes off xt. A net for means has to learn it.
         return step_mean(xt, answer, t) if target == "eps" else answer
     return model_mean
 models = {name: train_target(name, args.iters, args.seed) for name in ("eps", "mean")}
