@@ -11,16 +11,16 @@ can sum p(walk) over all walks that end in x. But q draws such walks:
  1  p(x) = sum of p(walk) = sum of q(walk | x) p(walk) / q(walk | x) = average over q of p / q
 The log of an average is at least the average log. So there is a bound (ELBO) that one can train:
  2  log p(x) >= average over q of log p(walk) - log q(walk | x)
-Both are products of 1000 steps. Bayes' rule turns q's steps round (README, lesson 03: what else it
-brings in, cancels). So 2 is, but for a part without a net, a sum over t of averages of
- 3  log p(x_(t-1) | x_t) - log q(x_(t-1) | x_t, x)
+Both are products of 1000 steps. Bayes' rule turns those of q round, given x, for t > 1:
+    q(x_t | x_(t-1)) = q(x_(t-1) | x_t, x) q(x_t | x) / q(x_(t-1) | x)
+In the product the ratios cancel, but for the ends, in which there is no net. The rest is a sum of
+ 3  log p(x_(t-1) | x_t) - log q(x_(t-1) | x_t, x)  for t > 1, and of log p(x | x_1)
 p's step should be like q's, which knows x. Both are Gaussians, with means that are x_t minus a part
-of the noise (step_mean): q's eps, p's eps_hat, a net's guess. So 3 is on average a constant minus
+of the noise: q's eps, p's eps_hat, a net's guess. So (why: see step_mean) 3 is a constant minus
  4  |mean of q - mean of p|^2 / (2 beta) = w |eps - eps_hat|^2,  w = beta / (2 (1 - beta) s^2)
-So a net that finds noise is a model of the data. DDPM drops w (L_simple, the plain squared error),
-which is largest at t = 1, for noise so faint that no eye sees it.
-C1 A net trained by L_simple loses less than a nat (unit of log p) against the best possible net.
-C2 Dropping w costs a part of this. C3 A net that answers with the mean of p loses over a nat.
+So a net that finds noise is a model of the data. DDPM drops w (L_simple), large for faint noise.
+C1 A net trained by L_simple loses less than a nat of the bound to the best net, E[eps | x_t].
+C2 A part of this is the price of dropping w. C3 A net that answers with the mean of p loses more.
 RUN    python 03_elbo.py                (6 seconds; click on the net whose samples to see)
 BREAK  python 03_elbo.py --target mean  C1 is now about the mean and fails; its samples scatter
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, equations 5 to 14 and table 2"""
@@ -53,16 +53,16 @@ BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])[:, None]  #
 A = (1 - BETA).cumprod(0).sqrt()  # (1001, 1), as all three; xt = A[t] x + S[t] eps
 S = (1 - A**2).sqrt()
 
-# The mean of q's step. Whoever knows x and x_t knows eps. It is older noise and the step's own, z:
+# The mean of q's step. Given x and x_t, eps is known. With x_(t-1) = a_(t-1) x + s_(t-1) eps_(t-1),
 #     s eps = sqrt(1 - beta) s_(t-1) eps_(t-1) + sqrt(beta) z
 # Given a sum of independent Gaussians, the mean of a part is var(part) / var(sum) times the sum.
 # So the mean of sqrt(beta) z is beta / s^2 times s eps. Take it off x_t, and undo the factor:
 def step_mean(xt, eps_hat, t):
     """The mean of p's step back from xt (B, 2) at t (B,). With the true eps it is that of q's."""
     return (xt - BETA[t] / S[t] * eps_hat) / (1 - BETA[t]).sqrt()
-# Formula 4. Under q, x_(t-1) is its mean plus fixed noise (none at t = 1, where 3 is log p alone).
-# So log q is constant on average, and |x_(t-1) - mean of p|^2, which log p divides by -2 beta, is a
-# constant plus |mean of q - mean of p|^2. x_t cancels: (beta / s)^2 / (1 - beta) |eps - eps_hat|^2.
+# Formula 4. Under q, x_(t-1) is mean of q + noise of a fixed variance (0 at t = 1). So log q is on
+# average constant, and |x_(t-1) - mean of p|^2, which log p divides by -2 beta, is on average this
+# constant + |mean of q - mean of p|^2. x_t cancels: (beta / s)^2 / (1 - beta) |eps - eps_hat|^2.
 W = BETA[1:] / (2 * (1 - BETA[1:]) * S[1:] ** 2)  # (1000, 1): .5 at t = 1, .07 at 10, .01 at 100
 
 def walk_back(model_mean, xt):  # p's walk from noise xt (n, 2) to samples (n, 2); t is (n,)
@@ -89,7 +89,7 @@ def train_target(target, iters, seed, odds=torch.ones(1000)):  # odds: how often
         optimizer.step()
     def model_mean(xt, t):  # the mean of p's step, whatever the net answers
         answer = net(torch.cat([xt, t[:, None] / 1000], 1)).detach()
-        # C3: step_mean knows that about .01 of eps comes off xt. A net for means has to learn it.
+        # C3: step_mean shrinks an error of eps_hat to beta / s of it, about .01. One of means stays
         return step_mean(xt, answer, t) if target == "eps" else answer
     return model_mean
 models = {name: train_target(name, args.iters, args.seed) for name in ("eps", "mean")}
@@ -108,8 +108,8 @@ t = torch.arange(1, 1001).repeat_interleave(64)  # (64000,): 1 1 ... 1 2 2 ... 2
 x = (MU + STD * torch.randn(64, 2)).repeat(1000, 1)  # (64000, 2): 64 x, the same ones at each t
 eps = torch.randn(64, 2).repeat(1000, 1)  # as for x; the same pairs at each t make smooth curves
 xt = A[t] * x + S[t] * eps
-# E[eps | xt] has the least squared error. A net's is larger, on average by |best_eps - eps_hat|^2.
-# Times w, these are the nats that it loses. By 4 they are |best_mean - mean of p|^2 / (2 beta).
+# As eps - best_eps has mean 0 at each xt, a net's |eps - eps_hat|^2 is on average larger than that
+# of best_eps, by |best_eps - eps_hat|^2. Times w (formula 4): |best_mean - mean of p|^2 / (2 beta).
 best_mean = step_mean(xt, best_eps(xt, A[t], S[t]), t)
 lost, total = {}, {}  # by net: nats at each t, and at all t together
 for name, model_mean in models.items():

@@ -60,14 +60,15 @@ def find_noise(net, xt, a, s, forget=False):
     return angle.sin() * on_arc + angle.cos() * v_sh  # (sin^2 + cos^2) eps, and x cancels
 
 def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
-    """From xt (B, 2) at (a, s) to (a2, s2), nearer to data: the mean over all eps, and noise."""
+    """From xt (B, 2) at (a, s) to (a2, s2), nearer to data; eta 0 .. 1: how much noise is fresh."""
     x_hat = (xt - s * eps_hat) / a
     # DDPM makes xt of a cleaner x2 = a2 x + s2 eps2 as xt = (a / a2) x2 + new noise. So s eps is
     # (a / a2) s2 eps2 + new noise, and E[eps eps2] = (a / a2) s2 / s. Hence, given eps, eps2 is
     correlation = a / a2 * s2 / s  # correlation * eps + sqrt(1 - correlation^2) * noise
     fresh = eta * s2 * (1 - correlation**2).sqrt()  # std of the noise, equation 16
     kept = (s2**2 - fresh**2).sqrt()  # so that with the true eps the variance is s2^2
-    # In all, (a2 / a) xt - (a2 s / a - kept) eps_hat + noise: if less is kept, a guess counts more.
+    # In all, (a2 / a) xt - (a2 s / a - kept) eps_hat + noise. If less is kept, eps_hat counts more,
+    # a mean in place of eps, which is right for short steps only: hence C2.
     return a2 * x_hat + kept * eps_hat + fresh * torch.randn_like(xt)  # equation 12
 
 def walk_path(net, xt, levels, eta, forget=False):  # from noise xt to data, (B, 2) each
@@ -108,8 +109,7 @@ var = (a * STD) ** 2 + s**2  # of xt around a place a mu
 square = torch.cdist(xt, a * MU) ** 2  # (4000, 64)
 log_p = (-square / (2 * var)).logsumexp(1)  # (4000,), log p(xt) but for a constant
 slope, = torch.autograd.grad(log_p.sum(), xt)  # (4000, 2), exact
-# Given x, the slope is -eps / s. As p(xt) is a mean over x, its own is the mean of these, given xt.
-score = -find_noise(net, xt.detach(), a, s, args.forget) / s
+score = -find_noise(net, xt.detach(), a, s, args.forget) / s  # mean of -eps / s, slope at each x
 missed = (score - slope).square().mean()  # C3
 
 # --- figure

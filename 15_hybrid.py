@@ -9,7 +9,7 @@ orders. For a colour of the second telling, it must look up the word of the firs
 place. So the vector that it makes of a word, the word's feature, joins colour and place. Then it is
 frozen. A painter, a flow (lesson 06), draws the stripes and sees the six features of one telling:
 their mean (pooled), each by attention (cross, lesson 08), or all in one sequence with the stripes
-(joint). A fourth is a control: cross, with features of single words, without context. The score is
+(joint). A fourth is a control: cross, with the LM's layer 0, words without context. The score is
 the share of stripes with the asked colour: 1/8 for a blind guess. "Shuffled" is its mean over all
 orders of the drawn stripes: it tells WHAT colours there are, not WHERE. If all are right, it is
 5/12: in 1/3 of the orders a stripe has its own colour, else another's, equal in 1 of 8 cases.
