@@ -8,7 +8,7 @@ from conftest import ROOT, paste
 GALLERY = ROOT / ".github" / "gallery"
 
 
-def train_words(iters=1000):
+def train_words(iters):
     """Lesson 12's pieces, its codes and tokens (the digit's name in front, as a 65th token) and a net that was trained on them."""
     piece = paste("12_maskgit", "train_unmask", "maskgit", "d3pm", "compare", "PICTURES")
     patches = torch.nn.functional.unfold(piece.PICTURES[:, None], 2, stride=2).mT
@@ -20,10 +20,10 @@ def train_words(iters=1000):
     return piece, codes, tokens, piece.train_unmask(tokens, iters)
 
 
-def draw_12():
+def draw_12(iters=1000):
     """Rows of digits by MaskGIT, ten rounds when asked for 0 to 9, 64 without noise; wrong tokens against the perfect net's."""
     torch.manual_seed(0)
-    piece, codes, tokens, net = train_words()
+    piece, codes, tokens, net = train_words(iters)
     perfect, rounds = masks.lookup(tokens), [1, 2, 4, 10, 65]
     blank = torch.full((400, 65), masks.MASK)
     asked = blank[:10].clone()

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 
+import proof_pictures
 import pytest
 import torch
 from conftest import ROOT
@@ -170,6 +171,18 @@ def test_figures(lesson, name):
     assert [path for path in shown if path not in PROOFS] == [f".github/gallery/{name}.png"]
     pictures = [(folder / f"{name}.png").read_bytes() for folder in (ROOT / ".github/gallery", lesson(name).folder)]
     assert pictures[0][16:24] == pictures[1][16:24]  # width and height in a PNG's header
+
+
+def test_pictures_of_proofs_are_drawn_in_the_same_size(tmp_path, monkeypatch):
+    """From the pieces that the tests of 10 and 12 measure; with less training."""
+    monkeypatch.setattr(proof_pictures, "GALLERY", tmp_path)
+    proof_pictures.draw_10()
+    with torch.enable_grad():
+        proof_pictures.draw_12(20)
+    assert {f".github/gallery/{path.name}" for path in tmp_path.iterdir()} == PROOFS
+    for path in tmp_path.iterdir():
+        again = (ROOT / ".github/gallery" / path.name).read_bytes()
+        assert path.read_bytes()[16:24] == again[16:24]  # width and height in a PNG's header
 
 
 def test_pictures_are_those_of_the_gallery():
