@@ -3,24 +3,18 @@
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
 """03 From a bound to a loss: why a net that finds the noise is a model of the data.
-Lesson 02's chain q leads from data x = x_0 to noise x_1000. With eps, z ~ N(0, I),
-    x_t = a x + s eps,  and step by step  x_t = sqrt(1 - beta) x_(t-1) + sqrt(beta) z
-A model p walks back: it starts at x_1000 ~ N(0, I) and draws each x_(t-1) from a Gaussian, around a
-mean that a net computes from x_t, of variance beta (DDPM's choice). How probable is x for p? Nobody
-can sum p(walk) over all walks that end in x. But q draws such walks:
- 1  p(x) = sum of p(walk) = sum of q(walk | x) p(walk) / q(walk | x) = average over q of p / q
-The log of an average is at least the average log. So there is a bound (ELBO) that one can train:
- 2  log p(x) >= average over q of log p(walk) - log q(walk | x)
-Both are products of 1000 steps. Bayes' rule turns those of q round, given x, for t > 1:
-    q(x_t | x_(t-1)) = q(x_(t-1) | x_t, x) q(x_t | x) / q(x_(t-1) | x)
-In the product the ratios cancel, but for the ends, in which there is no net. The rest is a sum of
- 3  log p(x_(t-1) | x_t) - log q(x_(t-1) | x_t, x)  for t > 1, and of log p(x | x_1)
-p's step should be like q's, which knows x. Both are Gaussians, with means that are x_t minus a part
-of the noise: q's eps, p's eps_hat, a net's guess. So (why: see step_mean) 3 is a constant minus
- 4  |mean of q - mean of p|^2 / (2 beta) = w |eps - eps_hat|^2,  w = beta / (2 (1 - beta) s^2)
-So a net that finds noise is a model of the data. DDPM drops w (L_simple), large for faint noise.
-C1 A net trained by L_simple loses less than a nat of the bound to the best net, E[eps | x_t].
-C2 A part of this is the price of dropping w. C3 A net that answers with the mean of p loses more.
+A model p draws noise and walks back to data in 1000 Gaussian steps, the means of which a net gives.
+How probable is a data point x for p? Nobody can sum over all walks that end in x. But lesson 02's
+chain q draws walks that start in x, and with them one gets a lower bound on log p(x) that can be
+trained: the ELBO. It compares each step of p with the step back that q would take if it knew x.
+Both steps are Gaussians around x_t minus a part of the noise in it, eps. So a net only has to guess
+eps, and the bound is a constant minus the sum over t of w |eps - eps_hat|^2: see formulas 1 to 7.
+DDPM drops w, which is largest at t = 1, where the noise is too faint to be seen, and trains with
+the plain squared error, L_simple. What does that cost?
+C1 A net trained by L_simple loses less than a nat (unit of log p) of the bound to the best net.
+C2 A part of this is the price of dropping w. C3 A net that answers with the mean of p's step loses
+over a nat, and more than eps with the bound's own weights, too (see the figure). The mean is x_t
+but for about .01 of eps. So this net must copy x_t better than that, which step_mean does for eps.
 RUN    python 03_elbo.py                (6 seconds; click on the net whose samples to see)
 BREAK  python 03_elbo.py --target mean  C1 is now about the mean and fails; its samples scatter
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, equations 5 to 14 and table 2"""
@@ -48,21 +42,26 @@ def two_moons(n):
     """n samples of p_data, (n, 2)."""
     return MU[torch.randint(64, (n,))] + STD * torch.randn(n, 2)
 
-# --- method
+# --- method. x_t = a x + s eps, and step by step x_t = sqrt(1 - beta) x_(t-1) + sqrt(beta) z
 BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])[:, None]  # t = 0 .. 1000
-A = (1 - BETA).cumprod(0).sqrt()  # (1001, 1), as all three; xt = A[t] x + S[t] eps
+A = (1 - BETA).cumprod(0).sqrt()  # (1001, 1) like BETA and S
 S = (1 - A**2).sqrt()
 
-# The mean of q's step. Given x and x_t, eps is known. With x_(t-1) = a_(t-1) x + s_(t-1) eps_(t-1),
-#     s eps = sqrt(1 - beta) s_(t-1) eps_(t-1) + sqrt(beta) z
-# Given a sum of independent Gaussians, the mean of a part is var(part) / var(sum) times the sum.
-# So the mean of sqrt(beta) z is beta / s^2 times s eps. Take it off x_t, and undo the factor:
+# 1  p(x) = sum of p(walk) = average over q of p(walk) / q(walk | x), where q draws walks from x
+# 2  log p(x) >= average over q of log p(walk) - log q(walk | x), as log(mean) >= mean of logs
+# 3  q(x_t | x_(t-1)) = q(x_t | x_(t-1), x), as a step of q does not look at x again,
+#                     = q(x_(t-1) | x_t, x) q(x_t | x) / q(x_(t-1) | x), by Bayes' rule for t > 1
+# 4  Put 3 into 2. The ratios cancel, but for the ends, in which there is no net. A sum is left, of
+#    D_t = average over q of log p(x_(t-1) | x_t) - log q(x_(t-1) | x_t, x)
+# 5  s eps = sqrt(1 - beta) s_(t-1) eps_(t-1) + sqrt(beta) z, if x_(t-1) is put into the step. Given
+#    this sum, the mean of its part sqrt(beta) z is as large a part as of the variance: beta / s^2
+#    times s eps. So the mean of q(x_(t-1) | x_t, x) is (x_t - beta / s eps) / sqrt(1 - beta)
 def step_mean(xt, eps_hat, t):
     """The mean of p's step back from xt (B, 2) at t (B,). With the true eps it is that of q's."""
     return (xt - BETA[t] / S[t] * eps_hat) / (1 - BETA[t]).sqrt()
-# Formula 4. Under q, x_(t-1) is mean of q + noise of a fixed variance (0 at t = 1). So log q is on
-# average constant, and |x_(t-1) - mean of p|^2, which log p divides by -2 beta, is on average this
-# constant + |mean of q - mean of p|^2. x_t cancels: (beta / s)^2 / (1 - beta) |eps - eps_hat|^2.
+# 6  D_t = const - |mean of q - mean of p|^2 / (2 beta), as p's step has variance beta, and q's a
+#    fixed one. If both means are step_mean, x_t cancels: w = (beta / s)^2 / (1 - beta) / (2 beta)
+# 7  D_t = const - w |eps - eps_hat|^2. At t = 1 there is no log q, and x is step_mean(x_1, eps)
 W = BETA[1:] / (2 * (1 - BETA[1:]) * S[1:] ** 2)  # (1000, 1): .5 at t = 1, .07 at 10, .01 at 100
 
 def walk_back(model_mean, xt):  # p's walk from noise xt (n, 2) to samples (n, 2); t is (n,)
@@ -78,7 +77,8 @@ def train_target(target, iters, seed, odds=torch.ones(1000)):  # odds: how often
     optimizer = torch.optim.Adam(net.parameters())
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = 0.02 * (1 - i / iters)  # large steps first, then small
-        x, eps = two_moons(512), torch.randn(512, 2)
+        x = two_moons(512)
+        eps = torch.randn(512, 2)
         t = 1 + odds.multinomial(512, replacement=True)  # odds w act like a factor w in the loss
         xt = A[t] * x + S[t] * eps
         goal = eps if target == "eps" else step_mean(xt, eps, t)
@@ -89,11 +89,11 @@ def train_target(target, iters, seed, odds=torch.ones(1000)):  # odds: how often
         optimizer.step()
     def model_mean(xt, t):  # the mean of p's step, whatever the net answers
         answer = net(torch.cat([xt, t[:, None] / 1000], 1)).detach()
-        # C3: step_mean shrinks an error of eps_hat to beta / s of it, about .01. One of means stays
         return step_mean(xt, answer, t) if target == "eps" else answer
     return model_mean
 models = {name: train_target(name, args.iters, args.seed) for name in ("eps", "mean")}
-models["eps with w"] = train_target("eps", args.iters, args.seed, odds=W[:, 0])
+models["eps with w"] = train_target("eps", args.iters, args.seed, odds=W[:, 0])  # by 7
+models["mean with w"] = train_target("mean", args.iters, args.seed, odds=1 / BETA[1:, 0])  # by 6
 
 # --- measure
 def best_eps(xt, a, s):
@@ -109,7 +109,7 @@ x = (MU + STD * torch.randn(64, 2)).repeat(1000, 1)  # (64000, 2): 64 x, the sam
 eps = torch.randn(64, 2).repeat(1000, 1)  # as for x; the same pairs at each t make smooth curves
 xt = A[t] * x + S[t] * eps
 # As eps - best_eps has mean 0 at each xt, a net's |eps - eps_hat|^2 is on average larger than that
-# of best_eps, by |best_eps - eps_hat|^2. Times w (formula 4): |best_mean - mean of p|^2 / (2 beta).
+# of best_eps, by |best_eps - eps_hat|^2. Times w this is |best_mean - mean of p|^2 / (2 beta).
 best_mean = step_mean(xt, best_eps(xt, A[t], S[t]), t)
 lost, total = {}, {}  # by net: nats at each t, and at all t together
 for name, model_mean in models.items():
@@ -120,7 +120,7 @@ for name, model_mean in models.items():
 # --- figure
 fig, (chart, cloud) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
 radio = RadioButtons(chart.inset_axes([0.75, 0.8, 0.25, 0.2]), list(models))
-for name, style in zip(models, ("-", "-", "--")):
+for name, style in zip(models, ("-", "-", "--", "--")):
     colour = "tab:blue" if total[name] < 1 else "tab:red"
     chart.loglog(t[::64], lost[name], style, color=colour, label=f"{name}: {total[name]:.2f}")
 chart.set(xlabel="t (1: data, 1000: noise)", ylabel="nats lost at t (above the best possible net)")

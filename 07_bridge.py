@@ -9,9 +9,10 @@ of the arc with the same x and eps. So a net that finds the noise on the arc doe
 Many x and eps may be behind one xt. The net learns eps_hat, the mean of these eps. Then
 x_hat = (xt - s eps_hat) / a is the mean of these x. A step leads to the next level (a2, s2):
     from xt = a x_hat + s eps_hat to a2 x_hat + s2 eps_hat
-On the chord (a = t, s = 1 - t) it is lesson 06's xt + (t2 - t) (x_hat - eps_hat), on the arc DDIM.
-In small steps, points move with the mean velocity of the pairs (x, eps) at their place. A density
-changes by its flow alone, density times mean velocity. So points and pairs keep the same density.
+On the chord (a = t) this is Euler's step along x_hat - eps_hat (lesson 06), on the arc DDIM. When
+divided by r they are the same, so the paths differ only in their levels. In small steps a sample
+has the mean velocity of the pairs (x, eps) whose xt is there. So as much crosses any boundary as in
+the pairs, and the samples' density, equal to that of the pairs' xt at the start, stays equal.
 C1 One net, trained on the arc, leads noise to data on both. C2 In 10 steps it ends nearer without
 fresh noise (eta = 0) than with DDPM's (eta = 1). C3 The score (slope of log p(xt)) is -eps_hat / s.
 RUN    python 07_bridge.py             (6 seconds)
@@ -62,13 +63,12 @@ def find_noise(net, xt, a, s, forget=False):
 def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
     """From xt (B, 2) at (a, s) to (a2, s2), nearer to data; eta 0 .. 1: how much noise is fresh."""
     x_hat = (xt - s * eps_hat) / a
-    # DDPM makes xt of a cleaner x2 = a2 x + s2 eps2 as xt = (a / a2) x2 + new noise. So s eps is
-    # (a / a2) s2 eps2 + new noise, and E[eps eps2] = (a / a2) s2 / s. Hence, given eps, eps2 is
-    correlation = a / a2 * s2 / s  # correlation * eps + sqrt(1 - correlation^2) * noise
-    fresh = eta * s2 * (1 - correlation**2).sqrt()  # std of the noise, equation 16
+    # DDPM makes xt of a cleaner x2 = a2 x + s2 eps2: xt = (a / a2) x2 + new noise. So eps and eps2
+    # have this correlation. Given eps, eps2 is correlation * eps and noise of the variance left.
+    correlation = a / a2 * s2 / s
+    fresh = eta * s2 * (1 - correlation**2).sqrt()  # std, equation 16
     kept = (s2**2 - fresh**2).sqrt()  # so that with the true eps the variance is s2^2
-    # In all, (a2 / a) xt - (a2 s / a - kept) eps_hat + noise. If less is kept, eps_hat counts more,
-    # a mean in place of eps, which is right for short steps only: hence C2.
+    # eps_hat is a mean, not eps. In all a2 s / a - kept of it is used, more if noise is fresh: C2
     return a2 * x_hat + kept * eps_hat + fresh * torch.randn_like(xt)  # equation 12
 
 def walk_path(net, xt, levels, eta, forget=False):  # from noise xt to data, (B, 2) each
@@ -130,7 +130,7 @@ def draw(_):
         ax.plot(*real.T, ".", color="0.7", ms=2)
         ax.plot(*x.T, ".", color="tab:blue" if miss < 0.05 else "tab:red", ms=2)
         ax.axis([-3, 3, -3, 3])
-        ax.set(title=f"{path.__name__}: {miss:.3f} from data (unmoved: .05)", aspect=1)
+        ax.set(title=f"{path.__name__}: {miss:.3f} from data (at the start: .05)", aspect=1)
         panels[0].plot(*levels.T, "ko-")
     panels[0].set(title="grey: division by r", xlabel="a (data)", ylabel="s (noise)", aspect=1)
 draw(None)
