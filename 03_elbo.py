@@ -3,18 +3,18 @@
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
 """03 From a bound to a loss: why a net that finds the noise is a model of the data.
-A model p draws noise and walks back to data in 1000 Gaussian steps, the means of which a net gives.
-How probable is a data point x for p? Nobody can sum over all walks that end in x. But lesson 02's
-chain q draws walks that start in x, and with them one gets a lower bound on log p(x) that can be
-trained: the ELBO. It compares each step of p with the step back that q would take if it knew x.
-Both steps are Gaussians around x_t minus a part of the noise in it, eps. So a net only has to guess
-eps, and the bound is a constant minus the sum over t of w |eps - eps_hat|^2: see formulas 1 to 7.
-DDPM drops w, which is largest at t = 1, where the noise is too faint to be seen, and trains with
-the plain squared error, L_simple. What does that cost?
-C1 A net trained by L_simple loses less than a nat (unit of log p) of the bound to the best net.
-C2 A part of this is the price of dropping w. C3 A net that answers with the mean of p's step loses
-over a nat, and more than eps with the bound's own weights, too (see the figure). The mean is x_t
-but for about .01 of eps. So this net must copy x_t better than that, which step_mean does for eps.
+A model p draws noise and walks back to data in 1000 Gaussian steps, the means of which a net gives
+(their variance is beta, as DDPM chose). How probable is a data point x for p? Nobody can sum over
+all walks that end in x. But lesson 02's chain q draws walks that start in x, and with them one gets
+a lower bound on log p(x) that can be trained: the ELBO. It compares each step of p with the step
+back that q would take if it knew x. Both are Gaussians around x_t minus a part of the noise in it,
+eps, so a net only has to guess eps. By formulas 1 to 7 the bound is a constant minus the sum over
+t of w |eps - eps_hat|^2. DDPM drops w, which is largest at t = 1, where the noise is too faint to
+be seen. Pictures gain by this loss, L_simple. What do two moons lose, in nats (units of log p)?
+C1 A net trained by L_simple loses less than a nat of the bound to the best net (N(0, I) as a model,
+without any walk, loses 1.25). C2 A part of it is the price of dropping w. C3 A net that answers
+with the mean of p's step loses over a nat. The mean is x_t but for about .01 of eps, and so exactly
+must this net copy x_t, which step_mean does for eps. The bound's own weights are no cure (figure).
 RUN    python 03_elbo.py                (6 seconds; click on the net whose samples to see)
 BREAK  python 03_elbo.py --target mean  C1 is now about the mean and fails; its samples scatter
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, equations 5 to 14 and table 2"""
@@ -51,11 +51,11 @@ S = (1 - A**2).sqrt()
 # 2  log p(x) >= average over q of log p(walk) - log q(walk | x), as log(mean) >= mean of logs
 # 3  q(x_t | x_(t-1)) = q(x_t | x_(t-1), x), as a step of q does not look at x again,
 #                     = q(x_(t-1) | x_t, x) q(x_t | x) / q(x_(t-1) | x), by Bayes' rule for t > 1
-# 4  Put 3 into 2. The ratios cancel, but for the ends, in which there is no net. A sum is left, of
-#    D_t = average over q of log p(x_(t-1) | x_t) - log q(x_(t-1) | x_t, x)
+# 4  Put 3 into 2. The ratios cancel each other and q(x_1 | x), all but q(x_1000 | x). So 2 is a sum
+#    of D_t = average over q of log p(x_(t-1) | x_t) - log q(x_(t-1) | x_t, x), and what has no net
 # 5  s eps = sqrt(1 - beta) s_(t-1) eps_(t-1) + sqrt(beta) z, if x_(t-1) is put into the step. Given
-#    this sum, the mean of its part sqrt(beta) z is as large a part as of the variance: beta / s^2
-#    times s eps. So the mean of q(x_(t-1) | x_t, x) is (x_t - beta / s eps) / sqrt(1 - beta)
+#    sum of independent Gaussians, a part has the mean var(part) / var(sum) times the sum. So that
+#    of sqrt(beta) z is beta / s^2 (s eps), of x_(t-1) it is (x_t - beta / s eps) / sqrt(1 - beta)
 def step_mean(xt, eps_hat, t):
     """The mean of p's step back from xt (B, 2) at t (B,). With the true eps it is that of q's."""
     return (xt - BETA[t] / S[t] * eps_hat) / (1 - BETA[t]).sqrt()

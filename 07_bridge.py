@@ -9,10 +9,9 @@ of the arc with the same x and eps. So a net that finds the noise on the arc doe
 Many x and eps may be behind one xt. The net learns eps_hat, the mean of these eps. Then
 x_hat = (xt - s eps_hat) / a is the mean of these x. A step leads to the next level (a2, s2):
     from xt = a x_hat + s eps_hat to a2 x_hat + s2 eps_hat
-On the chord (a = t) this is Euler's step along x_hat - eps_hat (lesson 06), on the arc DDIM. When
-divided by r they are the same, so the paths differ only in their levels. In small steps a sample
-has the mean velocity of the pairs (x, eps) whose xt is there. So as much crosses any boundary as in
-the pairs, and the samples' density, equal to that of the pairs' xt at the start, stays equal.
+On the chord (a = t) it is Euler's step along x_hat - eps_hat (lesson 06), on the arc DDIM; divided
+by r, the first is the second. In small steps samples move with the mean velocity of the pairs
+(x, eps) whose xt is there. So as many cross any boundary, and both densities stay equal.
 C1 One net, trained on the arc, leads noise to data on both. C2 In 10 steps it ends nearer without
 fresh noise (eta = 0) than with DDPM's (eta = 1). C3 The score (slope of log p(xt)) is -eps_hat / s.
 RUN    python 07_bridge.py             (6 seconds)
@@ -63,12 +62,13 @@ def find_noise(net, xt, a, s, forget=False):
 def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
     """From xt (B, 2) at (a, s) to (a2, s2), nearer to data; eta 0 .. 1: how much noise is fresh."""
     x_hat = (xt - s * eps_hat) / a
-    # DDPM makes xt of a cleaner x2 = a2 x + s2 eps2: xt = (a / a2) x2 + new noise. So eps and eps2
-    # have this correlation. Given eps, eps2 is correlation * eps and noise of the variance left.
-    correlation = a / a2 * s2 / s
+    # DDPM makes xt of a cleaner x2 = a2 x + s2 eps2 as xt = (a / a2) x2 + new noise. So s eps is
+    # (a / a2) s2 eps2 + new noise. From this follows how the unit Gaussians eps, eps2 correlate:
+    correlation = a / a2 * s2 / s  # given eps, eps2 has the variance 1 - correlation^2 left
     fresh = eta * s2 * (1 - correlation**2).sqrt()  # std, equation 16
     kept = (s2**2 - fresh**2).sqrt()  # so that with the true eps the variance is s2^2
-    # eps_hat is a mean, not eps. In all a2 s / a - kept of it is used, more if noise is fresh: C2
+    # eps_hat, a mean, varies less than eps, so samples end too narrow: the more of it is used, in
+    # all a2 s / a - kept, the narrower. That is more if noise is fresh: C2.
     return a2 * x_hat + kept * eps_hat + fresh * torch.randn_like(xt)  # equation 12
 
 def walk_path(net, xt, levels, eta, forget=False):  # from noise xt to data, (B, 2) each
