@@ -11,10 +11,10 @@ back that q would take if it knew x. Both are Gaussians around x_t minus a part 
 eps, so a net only has to guess eps. By formulas 1 to 7 the bound is a constant minus the sum over
 t of w |eps - eps_hat|^2. DDPM drops w, which is largest at t = 1, where the noise is too faint to
 be seen. Pictures gain by this loss, L_simple. What do two moons lose, in nats (units of log p)?
-C1 A net trained by L_simple loses less than a nat of the bound to the best net (N(0, I) as a model,
-without any walk, loses 1.25). C2 A part of it is the price of dropping w. C3 A net that answers
-with the mean of p's step loses over a nat. The mean is x_t but for about .01 of eps, and so exactly
-must this net copy x_t, which step_mean does for eps. The bound's own weights are no cure (figure).
+C1 A net trained by L_simple loses less than a nat of the bound to the best net (N(0, I) in place of
+p: 1.25). C2 A part of it is the price of dropping w. A perfect net would not care, but one that is
+small must choose where to be exact. C3 A net that answers with the mean of p's step loses over a
+nat: it must copy x_t to about .01, which step_mean does for eps. Weights are no cure (figure).
 RUN    python 03_elbo.py                (6 seconds; click on the net whose samples to see)
 BREAK  python 03_elbo.py --target mean  C1 is now about the mean and fails; its samples scatter
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, equations 5 to 14 and table 2"""
@@ -51,17 +51,17 @@ S = (1 - A**2).sqrt()
 # 2  log p(x) >= average over q of log p(walk) - log q(walk | x), as log(mean) >= mean of logs
 # 3  q(x_t | x_(t-1)) = q(x_t | x_(t-1), x), as a step of q does not look at x again,
 #                     = q(x_(t-1) | x_t, x) q(x_t | x) / q(x_(t-1) | x), by Bayes' rule for t > 1
-# 4  Put 3 into 2. The ratios cancel each other and q(x_1 | x), all but q(x_1000 | x). So 2 is a sum
-#    of D_t = average over q of log p(x_(t-1) | x_t) - log q(x_(t-1) | x_t, x), and what has no net
-# 5  s eps = sqrt(1 - beta) s_(t-1) eps_(t-1) + sqrt(beta) z, if x_(t-1) is put into the step. Given
-#    sum of independent Gaussians, a part has the mean var(part) / var(sum) times the sum. So that
-#    of sqrt(beta) z is beta / s^2 (s eps), of x_(t-1) it is (x_t - beta / s eps) / sqrt(1 - beta)
+# 4  Put 3 into 2. In the product, all q(x_t | x) cancel but that of t = 1000. So 2 is a sum of
+#    D_t = average over q of log p(x_(t-1) | x_t) - log q(x_(t-1) | x_t, x), and what has no net
+# 5  Given x_t and x, we know s eps = sqrt(1 - beta) s_(t-1) eps_(t-1) + sqrt(beta) z. In a known sum
+#    of independent Gaussians, a part has the mean var(part) / var(sum) times the sum: sqrt(beta) z
+#    has (beta / s^2) s eps. So x_(t-1) has the mean (x_t - beta / s eps) / sqrt(1 - beta).
 def step_mean(xt, eps_hat, t):
     """The mean of p's step back from xt (B, 2) at t (B,). With the true eps it is that of q's."""
     return (xt - BETA[t] / S[t] * eps_hat) / (1 - BETA[t]).sqrt()
-# 6  D_t = const - |mean of q - mean of p|^2 / (2 beta), as p's step has variance beta, and q's a
-#    fixed one. If both means are step_mean, x_t cancels: w = (beta / s)^2 / (1 - beta) / (2 beta)
-# 7  D_t = const - w |eps - eps_hat|^2. At t = 1 there is no log q, and x is step_mean(x_1, eps)
+# 6  D_t, minus a KL of Gaussians of fixed variance, is const - |mean of q - mean of p|^2 / (2 beta).
+#    If both means are step_mean, x_t cancels: w = (beta / s)^2 / (1 - beta) / (2 beta), and it is
+# 7  D_t = const - w |eps - eps_hat|^2. At t = 1 q's step ends at x, which is step_mean(x_1, eps).
 W = BETA[1:] / (2 * (1 - BETA[1:]) * S[1:] ** 2)  # (1000, 1): .5 at t = 1, .07 at 10, .01 at 100
 
 def walk_back(model_mean, xt):  # p's walk from noise xt (n, 2) to samples (n, 2); t is (n,)

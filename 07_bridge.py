@@ -10,8 +10,8 @@ Many x and eps may be behind one xt. The net learns eps_hat, the mean of these e
 x_hat = (xt - s eps_hat) / a is the mean of these x. A step leads to the next level (a2, s2):
     from xt = a x_hat + s eps_hat to a2 x_hat + s2 eps_hat
 On the chord (a = t) it is Euler's step along x_hat - eps_hat (lesson 06), on the arc DDIM; divided
-by r, the first is the second. In small steps samples move with the mean velocity of the pairs
-(x, eps) whose xt is there. So as many cross any boundary, and both densities stay equal.
+by r, the first is the second. In small steps, samples move with the mean velocity of the xt at
+their place. So as many samples as xt cross any boundary, and their densities stay equal.
 C1 One net, trained on the arc, leads noise to data on both. C2 In 10 steps it ends nearer without
 fresh noise (eta = 0) than with DDPM's (eta = 1). C3 The score (slope of log p(xt)) is -eps_hat / s.
 RUN    python 07_bridge.py             (6 seconds)
