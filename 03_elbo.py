@@ -53,14 +53,14 @@ S = (1 - A**2).sqrt()
 #                     = q(x_(t-1) | x_t, x) q(x_t | x) / q(x_(t-1) | x), by Bayes' rule for t > 1
 # 4  Put 3 into 2. In the product, all q(x_t | x) cancel but that of t = 1000. So 2 is a sum of
 #    D_t = average over q of log p(x_(t-1) | x_t) - log q(x_(t-1) | x_t, x), and what has no net
-# 5  Given x_t and x, we know s eps = sqrt(1 - beta) s_(t-1) eps_(t-1) + sqrt(beta) z. In a known sum
-#    of independent Gaussians, a part has the mean var(part) / var(sum) times the sum: sqrt(beta) z
+# 5  Given x_t and x, s eps = sqrt(1 - beta) s_(t-1) eps_(t-1) + sqrt(beta) z is known. In a sum of
+#    independent Gaussians, a part has the mean var(part) / var(sum) times the sum: sqrt(beta) z
 #    has (beta / s^2) s eps. So x_(t-1) has the mean (x_t - beta / s eps) / sqrt(1 - beta).
 def step_mean(xt, eps_hat, t):
     """The mean of p's step back from xt (B, 2) at t (B,). With the true eps it is that of q's."""
     return (xt - BETA[t] / S[t] * eps_hat) / (1 - BETA[t]).sqrt()
-# 6  D_t, minus a KL of Gaussians of fixed variance, is const - |mean of q - mean of p|^2 / (2 beta).
-#    If both means are step_mean, x_t cancels: w = (beta / s)^2 / (1 - beta) / (2 beta), and it is
+# 6  D_t is minus a KL of Gaussians, of fixed variance: const - |mean of q - mean of p|^2 / (2 beta)
+#    If both means are step_mean, x_t cancels, and with w = (beta / s)^2 / (1 - beta) / (2 beta)
 # 7  D_t = const - w |eps - eps_hat|^2. At t = 1 q's step ends at x, which is step_mean(x_1, eps).
 W = BETA[1:] / (2 * (1 - BETA[1:]) * S[1:] ** 2)  # (1000, 1): .5 at t = 1, .07 at 10, .01 at 100
 
