@@ -3,18 +3,21 @@
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
 """03 From a bound to a loss: why a net that finds the noise is a model of the data.
-A model p draws noise and walks back to data in 1000 Gaussian steps, the means of which a net gives
-(their variance is beta, as DDPM chose). How probable is a data point x for p? Nobody can sum over
-all walks that end in x. But lesson 02's chain q draws walks that start in x, and with them one gets
-a lower bound on log p(x) that can be trained: the ELBO. It compares each step of p with the step
-back that q would take if it knew x. Both are Gaussians around x_t minus a part of the noise in it,
-eps, so a net only has to guess eps. By formulas 1 to 7 the bound is a constant minus the sum over
-t of w |eps - eps_hat|^2. DDPM drops w, which is largest at t = 1, where the noise is too faint to
-be seen. Pictures gain by this loss, L_simple. What do two moons lose, in nats (units of log p)?
-C1 A net trained by L_simple loses less than a nat of the bound to the best net (N(0, I) in place of
-p: 1.25). C2 A part of it is the price of dropping w. A perfect net would not care, but one that is
-small must choose where to be exact. C3 A net that answers with the mean of p's step loses over a
-nat: it must copy x_t to about .01, which step_mean does for eps. Weights are no cure (figure).
+Lesson 02's chain q leads from data x to noise, x_t = a x + s eps, in 1000 steps from x_(t-1) to
+x_t. A model p walks back by Gaussian steps of variance beta (DDPM's choice), the means of which a
+net gives. How probable is x for p? Nobody can sum over all walks that end in x. But q draws such
+walks. So p(x) is an average over q of p(walk) / q(walk | x), and as the log of an average is at
+least the average log, there is a lower bound on log p(x), the ELBO, that one can train. By Bayes'
+rule for the steps of q (README, lesson 03) it is constant + average of log p(x | x_1) minus
+    sum over t > 1 of the average, over q, of KL( q(x_(t-1) | x_t, x), p(x_(t-1) | x_t) )
+where q(x_(t-1) | x_t, x) is the step back that q would take if it knew x, and KL(q, p), the mean of
+log(q / p) under q, says how far p is off. Both are Gaussians, and then (why: see the method)
+    KL = constant + w |eps - eps_hat|^2,  w = beta / (2 (1 - beta) s^2)
+where eps_hat is a net's guess of eps. So a net that finds noise is a model of the data. DDPM drops
+w, largest at t = 1, where the noise is too faint to be seen: that is the loss L_simple.
+C1 A net trained by L_simple loses less than a nat (unit of log p) of the bound to the best net. C2
+A part of it is the price of dropping w: a small net must choose where to be exact. C3 A net that
+answers with the mean of p's step loses over a nat: it must copy x_t, which step_mean does for eps.
 RUN    python 03_elbo.py                (6 seconds; click on the net whose samples to see)
 BREAK  python 03_elbo.py --target mean  C1 is now about the mean and fails; its samples scatter
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, equations 5 to 14 and table 2"""
@@ -47,21 +50,18 @@ BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])[:, None]  #
 A = (1 - BETA).cumprod(0).sqrt()  # (1001, 1) like BETA and S
 S = (1 - A**2).sqrt()
 
-# 1  p(x) = sum of p(walk) = average over q of p(walk) / q(walk | x), where q draws walks from x
-# 2  log p(x) >= average over q of log p(walk) - log q(walk | x), as log(mean) >= mean of logs
-# 3  q(x_t | x_(t-1)) = q(x_t | x_(t-1), x), as a step of q does not look at x again,
-#                     = q(x_(t-1) | x_t, x) q(x_t | x) / q(x_(t-1) | x), by Bayes' rule for t > 1
-# 4  Put 3 into 2. In the product, all q(x_t | x) cancel but that of t = 1000. So 2 is a sum of
-#    D_t = average over q of log p(x_(t-1) | x_t) - log q(x_(t-1) | x_t, x), and what has no net
-# 5  Given x_t and x, s eps = sqrt(1 - beta) s_(t-1) eps_(t-1) + sqrt(beta) z is known. In a sum of
-#    independent Gaussians, a part has the mean var(part) / var(sum) times the sum: sqrt(beta) z
-#    has (beta / s^2) s eps. So x_(t-1) has the mean (x_t - beta / s eps) / sqrt(1 - beta).
+# The mean of q(x_(t-1) | x_t, x). Given x_t and x, we know the noise in x_t. It is a sum,
+#     s eps = sqrt(1 - beta) s_(t-1) eps_(t-1) + sqrt(beta) z,  as x_(t-1) is put into the step.
+# Given a sum of independent Gaussians, a part has the mean var(part) / var(sum) times the sum:
+#     mean of sqrt(beta) z = (beta / s^2) s eps = beta / s * eps
+# So x_(t-1) = (x_t - sqrt(beta) z) / sqrt(1 - beta) has the mean
 def step_mean(xt, eps_hat, t):
     """The mean of p's step back from xt (B, 2) at t (B,). With the true eps it is that of q's."""
     return (xt - BETA[t] / S[t] * eps_hat) / (1 - BETA[t]).sqrt()
-# 6  D_t is minus a KL of Gaussians, of fixed variance: const - |mean of q - mean of p|^2 / (2 beta)
-#    If both means are step_mean, x_t cancels, and with w = (beta / s)^2 / (1 - beta) / (2 beta)
-# 7  D_t = const - w |eps - eps_hat|^2. At t = 1 q's step ends at x, which is step_mean(x_1, eps).
+# The KL of Gaussians of fixed variances is a constant + |difference of means|^2 / (2 p's variance).
+# If p's mean is step_mean, too, with eps_hat for eps, x_t cancels in the difference:
+#     KL = constant + (beta / s)^2 / (1 - beta) * |eps - eps_hat|^2 / (2 beta)
+# At t = 1, x itself is step_mean(x_1, eps), and -log p(x | x_1), in the KL's place, has this form.
 W = BETA[1:] / (2 * (1 - BETA[1:]) * S[1:] ** 2)  # (1000, 1): .5 at t = 1, .07 at 10, .01 at 100
 
 def walk_back(model_mean, xt):  # p's walk from noise xt (n, 2) to samples (n, 2); t is (n,)
@@ -92,8 +92,8 @@ def train_target(target, iters, seed, odds=torch.ones(1000)):  # odds: how often
         return step_mean(xt, answer, t) if target == "eps" else answer
     return model_mean
 models = {name: train_target(name, args.iters, args.seed) for name in ("eps", "mean")}
-models["eps with w"] = train_target("eps", args.iters, args.seed, odds=W[:, 0])  # by 7
-models["mean with w"] = train_target("mean", args.iters, args.seed, odds=1 / BETA[1:, 0])  # by 6
+models["eps with w"] = train_target("eps", args.iters, args.seed, odds=W[:, 0])
+models["mean with w"] = train_target("mean", args.iters, args.seed, odds=1 / BETA[1:, 0])
 
 # --- measure
 def best_eps(xt, a, s):
