@@ -93,7 +93,7 @@ def train_target(target, iters, seed, odds=torch.ones(1000)):  # odds: how often
     return model_mean
 models = {name: train_target(name, args.iters, args.seed) for name in ("eps", "mean")}
 models["eps with w"] = train_target("eps", args.iters, args.seed, odds=W[:, 0])
-models["mean with w"] = train_target("mean", args.iters, args.seed, odds=1 / BETA[1:, 0])
+models["mean with w"] = train_target("mean", args.iters, args.seed, odds=0.5 / BETA[1:, 0])
 
 # --- measure
 def best_eps(xt, a, s):
