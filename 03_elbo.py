@@ -3,21 +3,21 @@
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
 """03 From a bound to a loss: why a net that finds the noise is a model of the data.
-Lesson 02's chain q leads from data x to noise, x_t = a x + s eps, in 1000 steps from x_(t-1) to
-x_t. A model p walks back by Gaussian steps of variance beta (DDPM's choice), the means of which a
-net gives. How probable is x for p? Nobody can sum over all walks that end in x. But q draws such
-walks. So p(x) is an average over q of p(walk) / q(walk | x), and as the log of an average is at
-least the average log, there is a lower bound on log p(x), the ELBO, that one can train. By Bayes'
-rule for the steps of q (README, lesson 03) it is constant + average of log p(x | x_1) minus
+Lesson 02's chain q leads from data x to noise, x_t = a x + s eps, in 1000 steps. A model p draws
+N(0, I) and walks back by Gaussian steps of variance beta (DDPM's choice), whose means a net gives.
+How probable is x for p? Nobody can sum over all walks that end in x. But q draws such walks, so
+p(x) is an average over q of p(walk) / q(walk | x). The log of an average is at least the average
+log, hence a lower bound on log p(x), the ELBO, that one can train. By Bayes' rule for q's steps
+(README, lesson 03) it is constant + average of log p(x | x_1) minus
     sum over t > 1 of the average, over q, of KL( q(x_(t-1) | x_t, x), p(x_(t-1) | x_t) )
 where q(x_(t-1) | x_t, x) is the step back that q would take if it knew x, and KL(q, p), the mean of
-log(q / p) under q, says how far p is off. Both are Gaussians, and then (why: see the method)
+log(q / p) under q, says how far p is off. Both are Gaussians, and then, by the method below,
     KL = constant + w |eps - eps_hat|^2,  w = beta / (2 (1 - beta) s^2)
 where eps_hat is a net's guess of eps. So a net that finds noise is a model of the data. DDPM drops
-w, largest at t = 1, where the noise is too faint to be seen: that is the loss L_simple.
+w (L_simple), which is largest at t = 1, where the noise is too faint to be seen.
 C1 A net trained by L_simple loses less than a nat (unit of log p) of the bound to the best net. C2
-A part of it is the price of dropping w: a small net must choose where to be exact. C3 A net that
-answers with the mean of p's step loses over a nat: it must copy x_t, which step_mean does for eps.
+A part of it is the price of dropping w: a small net must choose where to be exact. C3 A net for the
+mean of p's step loses over a nat: it must copy x_t, which step_mean does for eps.
 RUN    python 03_elbo.py                (6 seconds; click on the net whose samples to see)
 BREAK  python 03_elbo.py --target mean  C1 is now about the mean and fails; its samples scatter
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, equations 5 to 14 and table 2"""
@@ -77,9 +77,8 @@ def train_target(target, iters, seed, odds=torch.ones(1000)):  # odds: how often
     optimizer = torch.optim.Adam(net.parameters())
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = 0.02 * (1 - i / iters)  # large steps first, then small
-        x = two_moons(512)
-        eps = torch.randn(512, 2)
-        t = 1 + odds.multinomial(512, replacement=True)  # odds w act like a factor w in the loss
+        x, eps = two_moons(512), torch.randn(512, 2)
+        t = 1 + odds.multinomial(512, replacement=True)  # odds are weights (means: 1 / (2 beta))
         xt = A[t] * x + S[t] * eps
         goal = eps if target == "eps" else step_mean(xt, eps, t)
         answer = net(torch.cat([xt, t[:, None] / 1000], 1))
@@ -102,7 +101,8 @@ def best_eps(xt, a, s):
     var = (a * STD) ** 2 + s**2  # of off = a (x - mu) + s eps, if x is from the place mu
     weight = (-off.square().sum(2) / (2 * var)).softmax(1)  # (B, 64), p(mu | xt) by Bayes' rule
     mean_off = xt - a * (weight @ MU)  # (B, 2), over all mu
-    return s / var * mean_off  # as s eps is a part of off: its mean is s^2 / var times off
+    # off is a sum of Gaussians: on average, s eps is off times its share of the variance, s^2 / var
+    return s / var * mean_off
 
 t = torch.arange(1, 1001).repeat_interleave(64)  # (64000,): 1 1 ... 1 2 2 ... 2, each 64 times
 x = (MU + STD * torch.randn(64, 2)).repeat(1000, 1)  # (64000, 2): 64 x, the same ones at each t
@@ -120,7 +120,7 @@ for name, model_mean in models.items():
 # --- figure
 fig, (chart, cloud) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
 radio = RadioButtons(chart.inset_axes([0.75, 0.8, 0.25, 0.2]), list(models))
-for name, style in zip(models, ("-", "-", "--", "--")):
+for name, style in zip(models, "- - -- --".split()):
     colour = "tab:blue" if total[name] < 1 else "tab:red"
     chart.loglog(t[::64], lost[name], style, color=colour, label=f"{name}: {total[name]:.2f}")
 chart.set(xlabel="t (1: data, 1000: noise)", ylabel="nats lost at t (above the best possible net)")
@@ -135,7 +135,7 @@ def draw(name):
     cloud.set(title=f"data (grey), samples of {name}", aspect=1, xlim=(-3, 3), ylim=(-3, 3))
     fig.canvas.draw_idle()
 radio.on_clicked(draw)
-radio.set_active(["eps", "mean"].index(args.target))  # this draws
+radio.set_active(list(models).index(args.target))  # this draws
 fig.savefig("03_elbo.png", dpi=120)
 
 # --- claims: the bounds leave a margin to what 30 seeds gave

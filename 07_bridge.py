@@ -115,7 +115,7 @@ missed = (score - slope).square().mean()  # C3
 # --- figure
 fig, (panels, bars) = plt.subplots(2, 3, figsize=(12, 4.6), height_ratios=[15, 1], layout="tight")
 steps = plt.Slider(bars[0], "steps", 1, 50, valinit=20, valstep=1)
-eta = plt.Slider(bars[1], "eta", 0, 1, valinit=0)
+eta = plt.Slider(bars[1], "eta ", 0, 1, valinit=0)
 forget = plt.Slider(bars[2], "forget r ", 0, 1, valinit=args.forget, valstep=1)
 def draw(_):
     panels[0].clear()
@@ -130,7 +130,7 @@ def draw(_):
         ax.plot(*real.T, ".", color="0.7", ms=2)
         ax.plot(*x.T, ".", color="tab:blue" if miss < 0.05 else "tab:red", ms=2)
         ax.axis([-3, 3, -3, 3])
-        ax.set(title=f"{path.__name__}: {miss:.3f} from data (at the start: .05)", aspect=1)
+        ax.set(title=f"{path.__name__}: {miss:.3f} from data\n(unmoved noise: .05)", aspect=1)
         panels[0].plot(*levels.T, "ko-")
     panels[0].set(title="grey: division by r", xlabel="a (data)", ylabel="s (noise)", aspect=1)
 draw(None)
