@@ -513,8 +513,9 @@ def test_in_the_plane_an_mlp_of_as_many_weights_is_as_near_as_the_dit(ring):
 
 
 @pytest.mark.parametrize("gate, rate, ramp", [(0, 0.015, 1), (0.1, 0.015, 1), (1, 0.015, 1), (1, 0.03, 75)])
-def test_gates_from_0_a_tenth_and_1_learn_alike_at_half_the_high_rate_or_with_a_slow_start(ns, piece, gate, rate, ramp):
-    """150 iterations; at the high rate without a slow start the script's gates from 1 end at 1.1."""
+def test_with_two_blocks_gates_from_0_a_tenth_and_1_learn_alike_at_the_dits_rate_or_at_twice_it_with_a_slow_start(
+        ns, piece, gate, rate, ramp):
+    """150 iterations; the script's gates from 1, with four blocks, end at 1.1."""
     data = ns.data.cpu()
 
     def draw(batch):
@@ -525,8 +526,18 @@ def test_gates_from_0_a_tenth_and_1_learn_alike_at_half_the_high_rate_or_with_a_
     assert piece.distance(walk(net, "flow", torch.randn(100, 16, 16), WANTED), data[WANTED]) < 0.42 < ns.from_1 / 2
 
 
+def test_with_four_blocks_gates_from_a_tenth_learn_as_those_from_0_and_those_from_1_worse_even_at_half_the_rate(ns, piece):
+    """Ten seeds: .30 to .32, .29 to .32 and .43 to .93 after 150 iterations."""
+    data, score = ns.data.cpu(), {}
+    for gate in (0, 0.1, 1):
+        torch.manual_seed(10)
+        net = piece.train_pictures(piece.DiT(16, 4, gate, depth=4), data, 150, 0.0125)
+        score[gate] = piece.distance(piece.sample(net, torch.randn(100, 16, 16), WANTED, 20), data[WANTED])
+    assert max(score[0], score[0.1]) < 0.36 < score[1]
+
+
 def test_with_gates_from_1_blocks_soon_add_hundreds_of_times_what_h_holds_and_with_gates_from_0_about_as_much(ns):
-    """At the end of the high rate: from 1 200 to 1500 times, ten seeds; from 0 1.0 to 1.1 times, and the DiT about 2."""
+    """At the end: from 1 130 to 1900 times, ten seeds; from 0 .8 to 1.0 times, and the DiT about 2."""
     torch.manual_seed(0)
     y = torch.randint(10, (200,))
     x, t, eps = ns.data[y, torch.randint(4, (200,))], torch.rand(200, 1, 1), torch.randn(200, 16, 16)
