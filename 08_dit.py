@@ -15,7 +15,7 @@ A matrix makes shift, scale and gate from t and y (adaLN). Gates start at 0 (ada
 adds nothing until it learns. With gates from 1 it adds random numbers at once, and if the learning
 rate is high, these soon grow to hundreds of times h (a test measures it): xt is lost (C3).
 Why patches? The velocity contains the noise, 256 numbers, and all of it has to go through tokens.
-16 tokens of 48 have room for it. ONE token of 48 has not (one of 256 might). Such a DiT is an MLP.
+16 tokens of 48 have room for it, ONE has not. (As softmax over one token is 1, this DiT is an MLP.)
 C1 The DiT draws the digits that we want.   C2 The MLP leaves noise in them.
 C3 With four blocks and a higher rate, 150 iterations teach a DiT if gates start at 0, not at 1.
 RUN    python 08_dit.py                (14 seconds; --objective ddpm takes DDPM's loss)
@@ -45,7 +45,7 @@ torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")  # for 
 FONTS = ["DejaVu Sans", "DejaVu Serif", "STIXGeneral", "cmss10"]  # they come with matplotlib
 def draw_digit(digit, font):
     """A digit in a font as a picture (16, 16): 0 is paper, 1 is ink."""
-    canvas = FigureCanvasAgg(Figure(figsize=(1, 1), dpi=16))  # 72 points, a digit is .7 x 80 high
+    canvas = FigureCanvasAgg(Figure(figsize=(1, 1), dpi=16))  # of 72 points, digits fill .7 x 80
     canvas.figure.text(0.5, 0.5, digit, font=font, size=80, ha="center", va="center_baseline")
     canvas.draw()
     return 1 - torch.tensor(canvas.buffer_rgba().tolist())[:, :, 0] / 255  # red, as all is grey
@@ -97,7 +97,7 @@ def train_pictures(net, data, iters, lr, objective="flow"):  # data (10 digits, 
         x = data[y, font]  # (B, 16, 16)
         t, eps = torch.rand(32, 1, 1), torch.randn_like(x)
         xt = t * x + (1 - t) * eps
-        weight = t if objective == "ddpm" else 1  # DDPM asks for eps, and eps = xt - t (x - eps)
+        weight = t if objective == "ddpm" else 1  # eps_hat = xt - t v_hat: its error is t times v's
         loss = (weight * (net(xt, t, y) - (x - eps))).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -133,7 +133,7 @@ def draw(steps):
         row = torch.cat([*samples[:10]], 1).cpu()  # (16, 160)
         ax.clear()
         ax.imshow(row, "Blues" if miss < wrong else "Reds", vmin=-1, vmax=1)
-        ax.set(title=f"{name}: {miss:.2f} off (red: wrong digit, {wrong:.2f})", xticks=[], yticks=[])
+        ax.set(title=f"{name}: {miss:.2f} off (red: wrong digit {wrong:.2f})", xticks=[], yticks=[])
 draw(20)
 slider.on_changed(draw)
 fig.savefig("08_dit.png", dpi=120)
