@@ -12,12 +12,12 @@ each patch a token, a vector of 48 numbers. Then blocks change the tokens h, in 
     h = h + gate * f((1 + scale) * norm(h) + shift)
 First f is attention: each token takes a weighted mean of all. Then f is an MLP on each token alone.
 A matrix makes shift, scale and gate from t and y (adaLN). Gates start at 0 (adaLN-Zero), so a block
-adds nothing until it learns. With gates from 1 it adds random numbers at once, and if the learning
-rate is high, these soon grow to hundreds of times h (a test measures it): xt is lost (C3).
+adds nothing until it learns. With gates from 1 it adds random numbers at once. At a high learning
+rate, Adam's large steps blow these up, in the end to hundreds of times h, and xt is lost in them.
 Why patches? The velocity contains the noise, 256 numbers, and all of it has to go through tokens.
 16 tokens of 48 have room for it, ONE has not. (As softmax over one token is 1, this DiT is an MLP.)
 C1 The DiT draws the digits that we want.   C2 The MLP leaves noise in them.
-C3 With four blocks and a higher rate, 150 iterations teach a DiT if gates start at 0, not at 1.
+C3 Four blocks at the rate .025, 150 iterations: with gates from 0 they learn, from 1 they do not.
 RUN    python 08_dit.py                (14 seconds; --objective ddpm takes DDPM's loss)
 BREAK  python 08_dit.py --model MLP    makes the first net an MLP, too: C1 fails
 PAPER  Peebles, Xie 2022, arXiv 2212.09748, section 3.2"""
@@ -45,7 +45,7 @@ torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")  # for 
 FONTS = ["DejaVu Sans", "DejaVu Serif", "STIXGeneral", "cmss10"]  # they come with matplotlib
 def draw_digit(digit, font):
     """A digit in a font as a picture (16, 16): 0 is paper, 1 is ink."""
-    canvas = FigureCanvasAgg(Figure(figsize=(1, 1), dpi=16))  # of 72 points, digits fill .7 x 80
+    canvas = FigureCanvasAgg(Figure(figsize=(1, 1), dpi=16))  # 16 x 16 pixels; size 80 fills them
     canvas.figure.text(0.5, 0.5, digit, font=font, size=80, ha="center", va="center_baseline")
     canvas.draw()
     return 1 - torch.tensor(canvas.buffer_rgba().tolist())[:, :, 0] / 255  # red, as all is grey
@@ -97,7 +97,7 @@ def train_pictures(net, data, iters, lr, objective="flow"):  # data (10 digits, 
         x = data[y, font]  # (B, 16, 16)
         t, eps = torch.rand(32, 1, 1), torch.randn_like(x)
         xt = t * x + (1 - t) * eps
-        weight = t if objective == "ddpm" else 1  # eps_hat = xt - t v_hat: its error is t times v's
+        weight = t if objective == "ddpm" else 1  # DDPM: the error of eps_hat, that is xt - t v_hat
         loss = (weight * (net(xt, t, y) - (x - eps))).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -123,7 +123,7 @@ def distance(samples, fonts):  # from samples (n, H, W) to the closest of their 
 noise, y = torch.randn(50, 16, 16), torch.arange(10).repeat(5)  # C1, C2, C3: each digit five times
 dit, mlp, from_0, from_1 = [distance(sample(net, noise, y), data[y]) for net in nets.values()]
 blur = distance(data.mean(1), data)  # what the mean of the four fonts, a blurred digit, scores
-wrong = distance(data[:, 0], data.roll(1, 0))  # and a real 0 as a 9, 1 as 0, 2 as 1, ...
+wrong = distance(data[:, 0], data.roll(1, 0))  # and real pictures, but of the digit before
 fig, axes = plt.subplots(4, figsize=(12, 6))
 slider = plt.Slider(plt.axes([0.4, 0.02, 0.2, 0.04]), "Euler steps ", 1, 20, valinit=20, valstep=1)
 def draw(steps):

@@ -42,7 +42,7 @@ torch.set_num_threads(1)  # nets this small are fastest on one core
 ROW, COLUMN, STRIP, V = 14, 18, 21, 61  # the first token for tones of rows, of columns, for strips
 def draw_digit(digit, font):
     """A digit in a font as a picture (16, 16): 0 is paper, 1 is ink."""
-    canvas = FigureCanvasAgg(Figure(figsize=(1, 1), dpi=16))  # of 72 points, digits fill .7 x 80
+    canvas = FigureCanvasAgg(Figure(figsize=(1, 1), dpi=16))  # 16 x 16 pixels; size 80 fills them
     canvas.figure.text(0.5, 0.5, digit, font=font, size=80, ha="center", va="center_baseline")
     canvas.draw()
     return 1 - torch.tensor(canvas.buffer_rgba().tolist())[:, :, 0] / 255  # red, as all is grey

@@ -62,7 +62,7 @@ def test_mouse_and_close(driven, name):
 
 
 def drive(canvas, widgets):
-    """Events of Tk's mouse, a yield after each; prints the seconds until all is drawn, and the effect."""
+    """Events of Tk's mouse, a yield after each; prints the seconds a move until all is drawn, and the effect."""
     tk = canvas.get_tk_widget()
     def picture():  # as last drawn, without the widgets
         pixels = np.array(canvas.buffer_rgba())
@@ -75,7 +75,7 @@ def drive(canvas, widgets):
             tk.event_generate(event, x=int(x), y=int(tk.winfo_height() - y))
         tk.event_generate("<ButtonRelease-1>", x=int(x), y=int(tk.winfo_height() - y))
         tk.update()  # to the end of what waits for an idle loop
-        seconds, changed = time.perf_counter() - start, (picture() != before).any()
+        seconds, changed = (time.perf_counter() - start) / len(places), (picture() != before).any()
         good = goal(state()) and bool(changed) == (state() != old)
         print(f"mouse|{name}|{what}|{seconds:.2f}|{'as it should' if good else (old, state(), changed)}")
     tk.update()  # the first picture, in the window's own resolution
