@@ -12,8 +12,8 @@ each patch a token, a vector of 48 numbers. Then blocks change the tokens h, in 
     h = h + gate * f((1 + scale) * norm(h) + shift)
 First f is attention: each token takes a weighted mean of all. Then f is an MLP on each token alone.
 A matrix makes shift, scale and gate from t and y (adaLN). Gates start at 0 (adaLN-Zero), so a block
-adds nothing until it learns. With gates from 1 it adds random numbers at once. At a high learning
-rate, Adam's large steps blow these up, in the end to hundreds of times h, and xt is lost in them.
+adds nothing until it learns. With gates from 1 it adds random numbers at once. If the learning rate
+is high, what it adds grows to hundreds of times the h of the start, and xt is lost in that (C3).
 Why patches? The velocity contains the noise, 256 numbers, and all of it has to go through tokens.
 16 tokens of 48 have room for it, ONE has not. (As softmax over one token is 1, this DiT is an MLP.)
 C1 The DiT draws the digits that we want.   C2 The MLP leaves noise in them.
