@@ -32,7 +32,7 @@ from torch import nn
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--model", choices=["DiT", "MLP"], default="DiT", help="MLP breaks C1")
 parser.add_argument("--objective", choices=["flow", "ddpm"], default="flow", help="first row")
-parser.add_argument("--iters", type=int, default=1300, help="training; 50 blurs (%(default)s)")
+parser.add_argument("--iters", type=int, default=1100, help="training; 50 blurs (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
 args = parser.parse_args()
 if args.iters < 1 or args.seed < 0:

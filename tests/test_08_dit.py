@@ -554,7 +554,7 @@ def test_with_gates_from_1_blocks_soon_add_hundreds_of_times_what_h_holds_and_wi
 
 
 def test_an_mlp_six_times_as_wide_begins_to_carry_the_noise(ns, piece):
-    """400 iterations bring it to .5 to .6, where the narrow MLP is at 1 after 300 and at .9 after 1300."""
+    """400 iterations bring it to .5 to .6, where the narrow MLP is at 1 after 300 and at .9 after the full training."""
     data = ns.data.cpu()
     torch.manual_seed(11)
     net = piece.train_pictures(piece.DiT(16, 16, C=288, depth=1), data, 400, 0.003)
