@@ -109,7 +109,7 @@ t = torch.arange(1, 1001).repeat_interleave(64)  # (64000,): 1 1 ... 1 2 2 ... 2
 x = (MU + STD * torch.randn(64, 2)).repeat(1000, 1)  # (64000, 2): 64 x, the same ones at each t
 eps = torch.randn(64, 2).repeat(1000, 1)  # as for x; the same pairs at each t make smooth curves
 xt = A[t] * x + S[t] * eps
-# On average |eps - eps_hat|^2 = |eps - best_eps|^2 + |best_eps - eps_hat|^2. A net loses the last:
+# On average |eps - eps_hat|^2 = |eps - best_eps|^2 + |best_eps - eps_hat|^2. w * the last is lost:
 best_mean = step_mean(xt, best_eps(xt, A[t], S[t]), t)
 lost, total = {}, {}  # by net: nats at each t, and at all t together
 for name, model_mean in models.items():
@@ -132,10 +132,10 @@ def draw(name, ax=right):
     ax.plot(*xt.T, ".", color="tab:blue" if total[name] < 1 else "tab:red")
     ax.set(title=f"{name} (grey: data, red: over 1 nat lost)", aspect=1, xlim=(-3, 3), ylim=(-3, 3))
     fig.canvas.draw_idle()
-draw("eps", left)
+draw(args.target, left)
 radio = RadioButtons(left.inset_axes([0, 0, 0.4, 0.2], title="right panel:"), list(models))
 radio.on_clicked(draw)
-radio.set_active(1)  # mean, drawn on the right
+radio.set_active(1 if args.target == "eps" else 0)  # on the right the other one, to compare
 fig.savefig("03_elbo.png", dpi=120)
 
 # --- claims

@@ -133,7 +133,7 @@ def draw(steps):
         row = torch.cat([*samples[:10]], 1).cpu()  # (16, 160)
         ax.clear()
         ax.imshow(row, "Blues" if miss < wrong else "Reds", vmin=-1, vmax=1)
-        ax.set(title=f"{name}: {miss:.2f} off (red: wrong digit {wrong:.2f})", xticks=[], yticks=[])
+        ax.set(title=f"{name}: {miss:.2f} off (red: over {wrong:.2f})", xticks=[], yticks=[])
 draw(20)
 slider.on_changed(draw)
 fig.savefig("08_dit.png", dpi=120)

@@ -767,8 +767,9 @@ def test_break_mean(lesson):
     run = lesson(NAME, "--target", "mean")
     assert run.claims() == {"C1": False, "C2": True, "C3": True}
     assert run.ns.total["mean"] > 1.2
-    colour, title, points = cloud(run.ns)
-    assert (colour, title, run.ns.radio.value_selected) == ("tab:red", "mean", "mean")
+    assert cloud(run.ns)[:2] == ("tab:blue", "eps") and run.ns.radio.value_selected == "eps"
+    colour, title, points = cloud(run.ns, "left")
+    assert (colour, title) == ("tab:red", "mean")
     assert near(torch.tensor(points)) < 0.9 and cost(torch.tensor(points)) > 5
 
 
