@@ -229,6 +229,17 @@ def test_the_code_on_the_front_page_learns_the_moons():
     assert x.shape == (1000, 2) and 2 * (far - spread) < 0.012
 
 
+@each_lesson
+def test_the_lines_of_code_in_a_section_are_the_lessons(name):
+    """Each piece between two empty lines stands in the script, but for its indent."""
+    script = [line.strip() for line in (ROOT / f"{name}.py").read_text(encoding="utf-8").splitlines()]
+    blocks = re.findall(r"^```python\n(.*?)^```$", SECTIONS[name[:2]].partition("<details>")[0], re.M | re.S)
+    assert len(blocks) == 1 and len(blocks[0].splitlines()) <= 12
+    for piece in blocks[0].split("\n\n"):
+        lines = [line.strip() for line in piece.strip().splitlines()]
+        assert any(script[i:i + len(lines)] == lines for i in range(len(script))), piece
+
+
 def test_formulas_survive_markdown():
     """Where Markdown reads a formula before the typesetter does, it eats a backslash before punctuation and takes a _ or * between
     punctuation for emphasis; a dollar counts only with no space inside and no letter outside."""
