@@ -1,4 +1,7 @@
-"""Two pictures for the README of what the tests of 10 and 12 measure. `python tests/regenerate.py --proofs` draws them."""
+"""Three pictures for the README: what its code on the front page draws, and what the tests of 10 and 12 measure.
+`python tests/regenerate.py --proofs` draws them."""
+import re
+
 import matplotlib.pyplot as plt
 import test_10_discrete as media
 import test_12_maskgit as masks
@@ -92,3 +95,12 @@ def draw_10():
     contest.set(title="row 4 of this 8, asked for", xticks=[])
     contest.set_yticks([1, 3, 9, 19], ["given", "in pixels", "in tokens,\n5 draws", "all that\ncan follow"])
     fig.savefig(GALLERY / "10_media.png", dpi=120)
+
+
+def draw_heart():
+    """What the code on the README's front page draws."""
+    code = re.search(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)[1]
+    torch.manual_seed(0)
+    plt.figure(figsize=(5, 3), layout="constrained")
+    exec(compile(code, "README.md", "exec"), {})
+    plt.savefig(GALLERY / "heart.png", dpi=120)

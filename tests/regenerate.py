@@ -3,7 +3,7 @@
 python tests/regenerate.py            figures, seconds (README, docstrings), the example of 06; prints a table
 python tests/regenerate.py --check    prints that table, changes nothing: status 1 if more than seconds would change
 python tests/regenerate.py --moving   the moving pictures: each lesson's own widget, from good to broken and back
-python tests/regenerate.py --proofs   the two pictures of proofs in the README's sections 10 and 12
+python tests/regenerate.py --proofs   the pictures of the README's front page and of proofs (sections 10 and 12)
 python tests/regenerate.py --seeds 2000 2009 --jobs 2 --keep seeds.json
                                       the column "min .. max" of the claims tables (half an hour on two cores)
 
@@ -91,20 +91,18 @@ def span(printed):
 
 
 def with_seconds(text, seconds):
-    """The README with new numbers in the column `seconds` of the table of lessons, and with their sum."""
-    lines, column, total = text.split("\n"), None, 0
-    for i, line in enumerate(lines):
-        cells = [cell.strip() for cell in line.split("|")]
-        if "lesson" in cells and "seconds" in cells:
-            column = cells.index("seconds")
-        elif column and not line.startswith("|"):
-            break
-        elif column and (name := re.search(r"\d\d_\w+", cells[1])):
-            cells[column] = f"{seconds.get(name[0], float(cells[column])):.0f}"
-            total += int(cells[column])
-            lines[i] = " | ".join(cells).strip()
+    """The README with new seconds in the table of lessons, and with their sum."""
+    total = 0
+
+    def number(row):
+        nonlocal total
+        new = round(seconds.get(row[2], float(row[4])))
+        total += new
+        return f"{row[1]}{row[2]}{row[3]}{new} s<br>"
+
+    text = re.sub(r"^(\| <img .*\[`)(\d\d_\w+)(\.py`\]\(\S+\), )(\d+) s<br>", number, text, flags=re.M)
     pair = "<!-- total -->", "<!-- /total -->"
-    return re.sub(".*?".join(pair), f"All together: {total} s.".join(pair), "\n".join(lines), flags=re.S)
+    return re.sub(".*?".join(pair), f"All together: {total} s.".join(pair), text, flags=re.S)
 
 
 def with_example(text, printed):
@@ -188,6 +186,7 @@ if args.proofs:
 
     proof_pictures.draw_10()
     proof_pictures.draw_12()
+    proof_pictures.draw_heart()
     sys.exit()
 if args.moving:
     os.environ["MPLBACKEND"] = "Agg"

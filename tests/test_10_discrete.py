@@ -193,14 +193,14 @@ def test_equal_blocks_of_two_rows_are_seldom_real_so_the_hybrid_owes_its_result_
 
 
 def test_maskgit_beats_random_places_in_8_calls_and_not_in_10(ns):
-    """The trained net: the order by sureness helps when several tokens are drawn at once, and not always."""
+    """The trained net. With 10 calls the first four draw one row each, and at random places these nearly decide the picture."""
     gain = {}
     for calls in (8, 10):
         with dice(4):
             maskgit = np.mean([real_and_different(ns, ns.write(ns.net, "MaskGIT", calls, 1))[0] for _ in range(3)])
             diffusion = np.mean([real_and_different(ns, ns.write(ns.net, "diffusion", calls, 1))[0] for _ in range(3)])
         gain[calls] = maskgit - diffusion
-    assert gain[8] > 15 and gain[10] < gain[8] - 10, gain
+    assert gain[8] > 15 and gain[10] < -3, gain
 
 
 def test_total_variation_to_the_list_tells_maskgit_from_the_others(ns):
