@@ -141,6 +141,13 @@ def test_table_of_lessons():
     assert total <= 180 and f"<!-- total -->All together: {total} s.<!-- /total -->" in TEXT
 
 
+def test_tables_have_as_many_cells_in_the_second_row_as_in_the_first():
+    plain = [re.sub(r"\$[^$]*\$|`[^`]*`", "x", line) for line in LINES]
+    rows = [i for i, line in enumerate(plain) if re.fullmatch(r"(\|-+)+\|", line)]
+    assert len(rows) > 60 and all(plain[i - 1].startswith("|") for i in rows)
+    assert not [LINES[i - 1] for i in rows if plain[i].count("|") != plain[i - 1].count("|")]
+
+
 def test_claims_tables_have_one_header():
     headers = [line for line in LINES if line.startswith("| claim")]
     assert len(headers) == len(NAMES)
@@ -234,8 +241,9 @@ def test_the_code_on_the_front_page_learns_the_moons():
 
 @each_lesson
 def test_the_lines_of_code_in_a_section_are_the_lessons(name):
-    """Each piece between two empty lines stands in the script, but for its indent."""
-    script = [line.strip() for line in (ROOT / f"{name}.py").read_text(encoding="utf-8").splitlines()]
+    """Each piece between two empty lines stands in the script, but for its indent and for numbers of equations."""
+    script = (ROOT / f"{name}.py").read_text(encoding="utf-8")
+    script = [re.sub(r"  # equation \d+(: )?", lambda m: "  # " if m[1] else "", line).strip() for line in script.splitlines()]
     blocks = re.findall(r"^```python\n(.*?)^```$", SECTIONS[name[:2]].partition("<details>")[0], re.M | re.S)
     assert len(blocks) == 1 and len(blocks[0].splitlines()) <= 12
     for piece in blocks[0].split("\n\n"):
