@@ -94,7 +94,7 @@ path = train_mean_velocity(1, args.iters)  # all t; no loss gets to 0, as lines 
 
 # --- measure
 def energy_distance(x, y):
-    """How far x, y (n, 2) are apart, beyond their own spread; about 0 only if alike (a theorem)."""
+    """How far x, y (n, 2) are apart, beyond their own spread; 0 only if alike (Szekely 2013)."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # inf if x flew off or is nan
 side = torch.arange(-3.5, 3.5, 0.02)

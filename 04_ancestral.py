@@ -101,7 +101,7 @@ eps_net = train_eps(abar, args.iters)
 
 # --- measure
 def energy_distance(x, y):
-    """How far x, y (n, 2) are apart, beyond their own spread; about 0 only if alike (a theorem)."""
+    """How far x, y (n, 2) are apart, beyond their own spread; 0 only if alike (Szekely 2013)."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # inf if x flew off or is nan
 

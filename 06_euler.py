@@ -109,7 +109,7 @@ reached = solve(first, eps, 10, rk4)[-1]  # 10 steps of RK4 are as good as exact
 second = train_velocity(reached, eps, args.iters)  # reflow; loss near 0: few lines meet now
 
 def energy_distance(x, y):
-    """How far x, y (n, 2) are apart, beyond their own spread; about 0 only if alike (a theorem)."""
+    """How far x, y (n, 2) are apart, beyond their own spread; 0 only if alike (Szekely 2013)."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # inf if x flew off or is nan
 noise, real = torch.randn(2500, 2), x[torch.randint(len(x), (2500,))]

@@ -12,7 +12,7 @@ On the chord, where a = t, this is Euler's step along x_hat - eps_hat (lesson 06
 Why does it end at data? As the level moves, the xt of a pair (x, eps) has the velocity a' x + s'
 eps. Over all pairs at one place, its mean is E[a' x + s' eps | xt] = a' x_hat + s' eps_hat, as in a
 short step. The density in a region only changes by what crosses its boundary, density times mean
-velocity. Samples start like xt and have its mean velocity, so they keep its density.
+velocity. Samples start like xt and have its mean velocity, if eta = 0, and so its density.
 C1 One net, trained on the arc, leads noise to data on both. C2 In 10 steps it ends nearer without
 fresh noise (eta = 0) than with DDPM's (eta = 1). C3 The score (slope of log p(xt)) is -eps_hat / s.
 RUN    python 07_bridge.py             (6 seconds)
@@ -96,7 +96,7 @@ def train_on_arc(iters):  # returns the net for find_noise, (B, 3) -> (B, 2)
     return net.requires_grad_(False)
 
 def energy_distance(x, y):
-    """How far x, y (n, 2) are apart, beyond their own spread; about 0 only if alike (a theorem)."""
+    """How far x, y (n, 2) are apart, beyond their own spread; 0 only if alike (Szekely 2013)."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # inf if x flew off or is nan
 net = train_on_arc(args.iters)

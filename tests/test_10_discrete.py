@@ -185,11 +185,14 @@ def test_with_the_perfect_net_few_calls_break_random_places_and_not_the_hybrid(n
 
 
 def test_equal_blocks_of_two_rows_are_seldom_real_so_the_hybrid_owes_its_result_to_its_plan(ns):
-    """Top to bottom by twos: neighbours are drawn without knowing each other. Random places, by the hybrid's plan: mostly real."""
+    """Top to bottom by twos: neighbours are drawn without knowing each other. Random places, by the hybrid's plan: mostly real,
+    and with the trained net (ten seeds) 88 to 91, 35 to 37 different ones."""
     with dice(3):
+        real, different = real_and_different(ns, draw_by(ns, ns.net, [1] * 7 + [9], None))
         blocks = real_and_different(ns, draw_by(ns, lookup(ns), [2] * 8, list(range(16))))[0]
         plan = real_and_different(ns, draw_by(ns, lookup(ns), [1] * 7 + [9], None))[0]
     assert blocks < 40 and plan > 75, (blocks, plan)
+    assert real > 75 and different > 28, (real, different)
 
 
 def test_maskgit_beats_random_places_in_8_calls_and_not_in_10(ns):
@@ -305,7 +308,8 @@ def test_a_second_stage_that_codes_what_the_first_left_over_leaves_a_tenth_of_th
 
 
 def test_where_data_are_continuous_64_codes_lose_what_a_flow_keeps(lesson):
-    """The moons as numbers of 64 codes (k-means): a squared error of .015 a point that no model of the codes can remove."""
+    """The moons as numbers of 64 codes (k-means): a squared error of .015 a point that no model of the codes can remove.
+    In energy distance .0006 to .0019; one step after reflow .0001 to .0006."""
     piece = paste("11_vq", "nearest", "update_codes")
     x = paste("06_euler", "two_moons").two_moons(8000)
     codes = x[:64].clone()
@@ -313,7 +317,9 @@ def test_where_data_are_continuous_64_codes_lose_what_a_flow_keeps(lesson):
         codes = piece.update_codes(codes, x, piece.nearest(x, codes), 0)
     error = (codes[piece.nearest(x, codes)] - x).square().sum(1).mean().item()
     assert abs(error - 0.015) < 0.003
-    assert lesson("06_euler", "--steps", "5").ns.reflow < 0.004  # one step after reflow, in energy distance
+    euler = lesson("06_euler", "--steps", "5").ns
+    coded, real = codes[piece.nearest(x[:4000], codes)], paste("06_euler", "two_moons").two_moons(4000)
+    assert 0.0003 < euler.energy_distance(coded, real) < 0.003 and euler.reflow < 0.0015
 
 
 # --- the window and the break

@@ -155,8 +155,9 @@ def test_tokens_are_40_different_rows_and_their_codes_look_like_the_pictures(ns)
 def test_compare_is_the_brute_force_count(piece):
     x, rows = torch.randint(4, (30, 7)), torch.randint(4, (5, 7))
     count = [[sum(a != b for a, b in zip(p.tolist(), q.tolist())) for q in rows] for p in x]
-    near, wrong = piece.compare(x, rows)
-    assert near.tolist() == [c.index(min(c)) for c in count] and abs(wrong - sum(map(min, count)) / 30) < 1e-6
+    near, wrong, kinds = piece.compare(x, rows)
+    assert near.tolist() == [c.index(min(c)) for c in count] and abs(wrong - sum(map(min, count)) / 30) < 1e-6 and kinds == 0
+    assert piece.compare(torch.cat([x, rows[[3, 1, 3]]]), rows)[2] == 2  # only whole rows count, each once
 
 
 def tiny_world():
@@ -442,11 +443,12 @@ def test_with_uniform_noise_tokens_flip_and_flip_back_and_the_law_is_right_in_ma
 
 @pytest.fixture(scope="module")
 def curve(ns, piece):
-    """Wrong tokens of 64 and how many of the 40 pictures, in 200 draws: (net, sampler, rounds) -> (wrong, pictures)."""
+    """200 draws by (net, sampler, rounds): wrong tokens of 64, how many of the 40 pictures occur, share of draws without a mistake."""
     torch.manual_seed(1)
     out, perfect = {}, lookup(ns.tokens)
     todo = {("perfect", rounds, sampler) for rounds in (1, 2, 4, 10, 64) for sampler in ("d3pm", "maskgit")}
-    todo |= {("perfect", 64, "no noise"), ("perfect", 64, "random"), ("trained", 64, "no noise"), ("trained", 64, "random")}
+    todo |= {("perfect", 64, "no noise"), ("perfect", 64, "random"), ("trained", 64, "no noise"), ("trained", 64, "random"),
+             ("trained", 64, "maskgit"), ("trained", 10, "no noise")}
     for sampler in ("d3pm", "maskgit", "random", "cold", "colder"):
         todo |= {("perfect", 10, sampler), ("trained", 10, sampler)}
     nets = {"perfect": perfect, "trained": ns.net}
@@ -457,8 +459,8 @@ def curve(ns, piece):
             x = piece.d3pm(net, BLANK, rounds)
         else:
             x = piece.maskgit(lambda xt: net(xt) / heat, BLANK, rounds, noise)
-        near, wrong = piece.compare(x, ns.tokens)
-        out[name, sampler, rounds] = wrong, len(near.unique())
+        near, wrong, kinds = piece.compare(x, ns.tokens)
+        out[name, sampler, rounds] = wrong, kinds, (x == ns.tokens[near]).all(1).float().mean().item()
     return out
 
 
@@ -484,10 +486,43 @@ def test_on_digits_the_order_by_sureness_beats_a_random_order_and_colder_tokens_
         assert sure < 0.65 * random and sure < 0.75 * cold and sure < 0.9 * colder and colder < 0.93 * random
 
 
+def by_plan(net, sizes):
+    """200 draws in a random order of each row's own, sizes[i] tokens in round i."""
+    x, places = BLANK, torch.rand(BLANK.shape).argsort(1)
+    for i, n in enumerate(sizes):
+        guess = torch.distributions.Categorical(logits=net(x)).sample()
+        here = places[:, sum(sizes[:i]):sum(sizes[:i]) + n]
+        x = x.scatter(1, here, guess.gather(1, here))
+    return x
+
+
+def test_with_few_tokens_first_a_random_order_draws_as_many_whole_pictures_as_sureness_in_even_rounds(ns, piece, curve):
+    """Ten rounds of 1 1 1 1 2 2 4 8 16 28 tokens, nine seeds. Trained net: wrong tokens 1.5 to 2.0, without a mistake .38 to .48
+    of the draws (MaskGIT, even rounds: 1.0 to 1.4, .38 to .48). Perfect net: .81 to .83 without a mistake (.71)."""
+    sizes = [1, 1, 1, 1, 2, 2, 4, 8, 16, 28]
+    for name, net in (("trained", ns.net), ("perfect", lookup(ns.tokens))):
+        near, wrong, kinds = piece.compare(x := by_plan(net, sizes), ns.tokens)
+        whole = (x == ns.tokens[near]).all(1).float().mean().item()
+        assert kinds >= curve[name, "maskgit", 10][1] - 3 and wrong < 0.75 * curve[name, "random", 10][0]
+        assert whole > curve[name, "maskgit", 10][2] - (0.17 if name == "trained" else 0)
+
+
+def test_in_ten_rounds_fewer_than_six_in_ten_pictures_are_without_a_mistake_and_in_64_about_three_quarters(curve):
+    """Nine seeds, trained net: .38 to .48 and .68 to .79 (D3PM: .06 to .09 and .38 to .48)."""
+    ten, all_of_them = curve["trained", "maskgit", 10], curve["trained", "maskgit", 64]
+    assert 0.28 < ten[2] < 0.6 < all_of_them[2] < 0.9 and all_of_them[0] < 0.7
+
+
+def test_in_ten_rounds_noise_0_loses_variety_and_mostly_makes_more_mistakes_too(curve):
+    """Nine seeds, trained net: wrong tokens .5 to 6.6 (noise 1: .9 to 1.4), in eight of them more; pictures 1 to 7 (25 to 38)."""
+    assert curve["trained", "no noise", 10][1] < 15 < curve["trained", "maskgit", 10][1]
+    assert 0.2 < curve["trained", "no noise", 10][0] < 10
+
+
 def test_without_noise_few_pictures_come_back_with_the_perfect_net_too_and_a_random_order_draws_nearly_all(curve):
     assert curve["perfect", "no noise", 64][1] < 20 and curve["perfect", "no noise", 64][0] == 0
     assert curve["trained", "no noise", 64][1] < 10 and curve["trained", "no noise", 64][0] < 0.2
-    assert min(curve[net, "random", 64][1] for net in ("perfect", "trained")) > 35
+    assert min(curve[net, "random", 64][1] for net in ("perfect", "trained")) > 33
 
 
 def test_without_noise_the_first_token_that_rules_out_pictures_keeps_nearly_all_of_the_40(ns, piece):
@@ -510,7 +545,7 @@ def test_show_the_net_the_name_of_a_digit_and_it_draws_that_digit(ns, piece):
     xt = torch.full((400, 65), MASK)
     xt[:, 0] = asked
     x = piece.maskgit(net, xt, 10, 1.0)
-    near, wrong = piece.compare(x[:, 1:], ns.tokens)
+    near, wrong, _ = piece.compare(x[:, 1:], ns.tokens)
     right = (names[near] == asked).float().mean().item()
     exact = piece.maskgit(lookup(torch.cat([names[:, None], ns.tokens], 1)), xt[:200], 10, 1.0)
     perfect = (names[piece.compare(exact[:, 1:], ns.tokens)[0]] == asked[:200]).float().mean().item()
@@ -711,7 +746,7 @@ def test_paint_shows_the_codes_and_turns_the_ink_of_wrong_tokens_red(ns):
     assert (ink[there].ravel() == -ns.codes[dark].numpy()).all()
     ink[there] = 0
     assert ink.shape == (16, 96) and ink.min() >= 0
-    assert ax.get_title() == "rounds: 7   wrong: 0.1   different: 10"
+    assert ax.get_title() == "rounds: 7   wrong: 0.1   different: 9"
     first = ns.codes[x[0]].view(8, 8, 2, 2)
     assert all((ink[2 * i:2 * i + 2, 2 * j:2 * j + 2] == first[i, j].numpy()).all() for i in range(8) for j in range(8))
     plt.close(ax.figure)
@@ -739,16 +774,16 @@ def test_slider_at_0_repeats_a_few_pictures_and_goes_back(ns):
 
 
 def test_break_one_round(lesson):
-    """With fewer iterations: 19 to 21 of 64 tokens are wrong in one round, whatever the net."""
+    """With fewer iterations: 19 to 21 of 64 tokens are wrong in one round, whatever the net, and no picture is right."""
     run = lesson(NAME, "--rounds", "1", "--iters", "200", "--seed", "1")
-    assert run.claims() == {"C1": False, "C2": True} and run.ns.wrong > 17
+    assert run.claims() == {"C1": False, "C2": False} and run.ns.wrong > 17 and run.ns.kinds < 3
     assert look(run.ns)[11][0] > 17 and look(run.ns)[11][2] > 0.05
 
 
 def test_break_no_noise(lesson):
     run = lesson(NAME, "--noise", "0", "--rounds", "64", "--iters", "300", "--seed", "1")
     assert run.claims() == {"C1": True, "C2": False}
-    assert len(run.ns.near.unique()) < 12 and look(run.ns)[14][3] <= 4
+    assert run.ns.kinds < 12 and look(run.ns)[14][3] <= 4
 
 
 def test_same_seed_same_numbers_and_another_seed_others(lesson):
