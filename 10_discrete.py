@@ -7,16 +7,16 @@ A token is an integer that stands for a piece of data. The text "Why?" is the by
 sound is a list of levels, a picture is a list of patches, here its 16 rows. A net that answers with
 tokens gives each a probability: "this row or that row". A net that answers in pixels learns, by
 least squared error, the mean of all rows that may come, a grey like none of them.
-At first all tokens are hidden. A call of the net guesses them all, but the guesses do not know of
-each other and may not fit. So we keep only some, and the next call sees these and guesses the rest.
-The net was trained with any tokens hidden. Four methods differ in which guesses they keep:
+At first all tokens are hidden. A call of the net guesses each by itself. If all pictures were A A
+or B B, half of its guesses would be A B or B A. So we keep only some of them, and the next call,
+which sees these, guesses the rest. Four methods differ in which guesses they keep:
     AR (autoregressive): the next row       hybrid: the next row, in the last call all the rest
     MaskGIT: a share, the surest ones       diffusion (its noise hides tokens): a random share
 The data are 40 pictures of digits, and a picture that is written is real if it is one of them.
-C1 Pictures by AR (16 calls) have ten times fewer wrong pixels than the mean of the 40, rounded.
-C2 In 100 tries, AR and the hybrid in 8 calls hit over half of the 40. C3 In 8 calls, two rows at
-each, MaskGIT's tries are real more often than diffusion's. (In 10 calls, some of one row, they are
-not.) C4 They vary less than AR's.
+C1 AR's pictures (16 calls) differ from the nearest real one in a tenth of the pixels, or less, in
+which the rounded mean of the 40 does. C2 Of 100 pictures, AR's and the hybrid's (8 calls) show over
+half of the 40. C3 In 8 calls, of two rows, MaskGIT's are real more often than diffusion's. C4 They
+vary less than AR's.
 RUN    python 10_discrete.py             (7 seconds; sliders: calls, temperature)
 BREAK  python 10_discrete.py --calls 1   tokens of one call do not fit together: C2 and C3 fail
 PAPER  arXiv 2202.04200, section 3.2 (MaskGIT); 2107.03006, section 3 (absorbing diffusion)"""
@@ -68,9 +68,9 @@ def train_unmask(tokens, iters):
         hidden = torch.rand(64, N) < t
         xt = torch.where(hidden, MASK, x)
         nats = nn.functional.cross_entropy(net(xt).transpose(1, 2), x, reduction="none")  # (64, N)
-        # A picture is coded token by token in random order. The turn of a token is at a random t,
-        # with the share t hidden. In xt it is hidden in the share t of the cases only: hence 1 / t.
-        # The sum is the length of the whole code, on average at least log 40, for 40 pictures.
+        # Show tokens in random order: each has its turn at a random t, when the share t is hidden,
+        # and costs -log p nats then. In xt it is hidden with probability t only: hence 1 / t.
+        # The sum is a picture's code length. No code for 40 is shorter than log 40 on average.
         loss = (nats * hidden / t).sum(1).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -97,7 +97,7 @@ def write(net, method, calls, temperature):
             score = torch.rand(100, 16)  # any place can score high
         else:  # AR and hybrid
             score = torch.arange(16, 0, -1.0).expand(100, 16)  # the top row scores highest
-            keep = 1 if left > 1 else rest  # 8 calls: 1 1 1 1 1 1 1 9; six rows decide it
+            keep = 1 if left > 1 else rest  # 8 calls: 1 1 1 1 1 1 1 9; 7 rows nearly decide
         score = score.masked_fill(xt != MASK, -torch.inf)  # a kept token stays as it is
         place = score.topk(keep).indices  # (100, keep), where the scores are highest
         xt = xt.scatter(1, place, guess.gather(1, place))  # write the guesses at these places
@@ -106,7 +106,7 @@ def write(net, method, calls, temperature):
 # --- measure
 def pixels_apart(pictures):
     """How many pixels of each (n, 16, 16) differ from each of the 40 PICTURES: (n, 40)."""
-    return torch.cdist(pictures.flatten(1), PICTURES.flatten(1), p=1)  # a grey pixel counts in part
+    return torch.cdist(pictures.flatten(1), PICTURES.flatten(1), p=1)  # a pixel is 0 or 1
 
 mean = PICTURES.mean(0, keepdim=True)  # (1, 16, 16), in pixels the answer of least squared error
 wrong_mean = pixels_apart(mean.round()).min().item()  # in black and white, to the nearest of 40
@@ -138,7 +138,7 @@ calls.on_changed(draw)
 heat.on_changed(draw)
 fig.savefig("10_discrete.png", dpi=120)
 
-# --- claims. C3: by chance, a difference of two counts out of 100 has a std of at most 7
+# --- claims. C3: the bound is two std of a difference of two counts out of 100
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")

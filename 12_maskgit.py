@@ -73,9 +73,9 @@ def train_unmask(tokens, iters):
         hidden = torch.rand(64, N) < t
         xt = torch.where(hidden, MASK, x)
         nats = nn.functional.cross_entropy(net(xt).transpose(1, 2), x, reduction="none")  # (64, N)
-        # A picture is coded token by token in random order. The turn of a token is at a random t,
-        # with the share t hidden. In xt it is hidden in the share t of the cases only: hence 1 / t.
-        # The sum is the length of the whole code, on average at least log 40, for 40 pictures.
+        # Show tokens in random order: each has its turn at a random t, when the share t is hidden,
+        # and costs -log p nats then. In xt it is hidden with probability t only: hence 1 / t.
+        # The sum is a picture's code length. No code for 40 is shorter than log 40 on average.
         loss = (nats * hidden / t).sum(1).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -98,7 +98,7 @@ def maskgit(net, xt, rounds, noise):
     for t in range(rounds, 0, -1):
         p = torch.distributions.Categorical(logits=net(xt))
         guess = p.sample()  # (B, N)
-        gumbel = -torch.empty(xt.shape).exponential_().log()  # log p + gumbel wins by odds p
+        gumbel = -torch.empty(xt.shape).exponential_().log()  # largest log p + gumbel: odds p
         fade = (t - 1) / rounds  # noise varies what is begun; in the last rounds only fit counts
         sure = p.log_prob(guess) + noise * fade * gumbel  # (B, N)
         K = int((xt[0] == MASK).sum()) // t  # 64 tokens in 10 rounds: 6 6 6 6 6 6 7 7 7 7
@@ -118,10 +118,10 @@ _, wrong, kinds = compare(maskgit(net, blank, args.rounds, args.noise), tokens) 
 # --- figure
 fig, axes = plt.subplots(5, 3, figsize=(12, 6), gridspec_kw={"left": 0, "right": 1, "wspace": 0.1})
 slider = plt.Slider(plt.axes([0.72, 0.03, 0.22, 0.03]), "noise", 0, 5, valinit=args.noise)
-fig.text(0.02, 0.03, "6 of 50 draws; red: wrong tokens; different: pictures without any (fair: 29)")
+fig.text(0.02, 0.03, "6 of 50 draws; red: wrong ink; different: of the 40, drawn right (fair: 29)")
 def paint(ax, rounds, x, tokens, codes):  # six of the rows x (B, 64); wrong tokens are red
     near, wrong, kinds = compare(x, tokens)
-    sign = torch.where(x == tokens[near], 1, -1)  # (B, 64), -1 is painted red
+    sign = torch.where(x == tokens[near], 1, -1)  # (B, 64), -1 is painted red, if it is ink
     ink = codes[x] * sign[:, :, None]  # (B, 64, 4)
     pictures = nn.functional.fold(ink[:6].mT, (16, 16), 2, stride=2)  # undo unfold: (6, 1, 16, 16)
     ax.clear()
