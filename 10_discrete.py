@@ -13,10 +13,10 @@ which sees these, guesses the rest. Four methods differ in which guesses they ke
     AR (autoregressive): the next row       hybrid: the next row, in the last call all the rest
     MaskGIT: a share, the surest ones       diffusion (its noise hides tokens): a random share
 The data are 40 pictures of digits, and a picture that is written is real if it is one of them.
-C1 AR's pictures (16 calls) differ from the nearest real one in a tenth of the pixels, or less, in
-which the rounded mean of the 40 does. C2 Of 100 pictures, AR's and the hybrid's (8 calls) show over
-half of the 40. C3 In 8 calls, of two rows, MaskGIT's are real more often than diffusion's. C4 They
-vary less than AR's.
+C1 AR's pictures (16 calls) differ from the nearest real one in under a tenth as many pixels as the
+mean of the 40, rounded. C2 Of 100 pictures, AR's and the hybrid's (8 calls) each show over half of
+the 40. C3 In 8 calls, two rows at each, MaskGIT's pictures are real more often than diffusion's. C4
+They vary less than AR's.
 RUN    python 10_discrete.py             (7 seconds; sliders: calls, temperature)
 BREAK  python 10_discrete.py --calls 1   tokens of one call do not fit together: C2 and C3 fail
 PAPER  arXiv 2202.04200, section 3.2 (MaskGIT); 2107.03006, section 3 (absorbing diffusion)"""
