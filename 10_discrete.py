@@ -15,8 +15,7 @@ which sees these, guesses the rest. Four methods differ in which guesses they ke
 The data are 40 pictures of digits, and a picture that is written is real if it is one of them.
 C1 AR's pictures (16 calls) differ from the nearest real one in under a tenth as many pixels as the
 mean of the 40, rounded. C2 Of 100 pictures, AR's and the hybrid's (8 calls) each show over half of
-the 40. C3 In 8 calls, two rows at each, MaskGIT's pictures are real more often than diffusion's. C4
-They vary less than AR's.
+the 40. C3 In 8 calls, MaskGIT's are real more often than diffusion's. C4 They vary less than AR's.
 RUN    python 10_discrete.py             (7 seconds; sliders: calls, temperature)
 BREAK  python 10_discrete.py --calls 1   tokens of one call do not fit together: C2 and C3 fail
 PAPER  arXiv 2202.04200, section 3.2 (MaskGIT); 2107.03006, section 3 (absorbing diffusion)"""
