@@ -107,7 +107,7 @@ def pixels_apart(pictures):
     """How many pixels of each (n, 16, 16) differ from each of the 40 PICTURES: (n, 40)."""
     return torch.cdist(pictures.flatten(1), PICTURES.flatten(1), p=1)  # a pixel is 0 or 1
 
-mean = PICTURES.mean(0, keepdim=True)  # (1, 16, 16), in pixels the answer of least squared error
+mean = PICTURES.mean(0, keepdim=True)  # (1, 16, 16): what a net in pixels would answer first
 wrong_mean = pixels_apart(mean.round()).min().item()  # in black and white, to the nearest of 40
 torch.manual_seed(args.seed)  # as in draw, so the figure shows these pictures
 apart = {m: pixels_apart(write(net, m, args.calls, 1)) for m in METHODS}  # each (100, 40)
