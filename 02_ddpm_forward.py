@@ -97,7 +97,7 @@ def best_eps(xt, a, s):
     var = (a * STD) ** 2 + s**2  # of off = a (x - mu) + s eps, if x is from the place mu
     weight = (-off.square().sum(2) / (2 * var)).softmax(1)  # (B, 64), p(mu | xt) by Bayes' rule
     mean_off = xt - a * (weight @ MU)  # (B, 2), over all mu
-    return s / var * mean_off  # given off, s eps is on average its share s^2 / var of off
+    return s / var * mean_off  # as E[s eps | off] = s^2 / var * off for each mu
 
 beta, abar = schedule(args.T)
 eps_net = train_eps(abar, args.iters)

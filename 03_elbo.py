@@ -91,8 +91,8 @@ def train_target(target, iters, seed, w=torch.ones(1000)):  # w (1000,): odds of
         answer = net(torch.cat([xt, t[:, None] / 1000], 1)).detach()
         return step_mean(xt, answer, t) if target == "eps" else answer
     return model_mean
-# A net for the mean must copy x_t more exactly than a step is wide. For eps, step_mean copies it.
-models = {}  # for each target without and with w, its weight in the bound
+# The mean is nearly x_t, and a net for it must copy x_t to less than a step's width, .01 at t = 1.
+models = {}  # For eps, step_mean copies x_t. w: the weight that the bound gives each target
 for target, w in [("eps", W), ("mean", 1 / (2 * BETA[1:, 0]))]:
     models[target] = train_target(target, args.iters, args.seed)
     models[f"{target} with w"] = train_target(target, args.iters, args.seed, w)
@@ -104,13 +104,13 @@ def best_eps(xt, a, s):
     var = (a * STD) ** 2 + s**2  # of off = a (x - mu) + s eps, if x is from the place mu
     weight = (-off.square().sum(2) / (2 * var)).softmax(1)  # (B, 64), p(mu | xt) by Bayes' rule
     mean_off = xt - a * (weight @ MU)  # (B, 2), over all mu
-    return s / var * mean_off  # given off, s eps is on average its share s^2 / var of off
+    return s / var * mean_off  # as E[s eps | off] = s^2 / var * off for each mu
 
 t = torch.arange(1, 1001).repeat_interleave(64)  # (64000,): 1 1 ... 1 2 2 ... 2, each 64 times
 x, eps = MU + STD * torch.randn(64, 2), torch.randn(64, 2)  # the same at each t: smooth curves
 xt = A[t] * x.repeat(1000, 1) + S[t] * eps.repeat(1000, 1)  # (64000, 2)
 # A net does not see x. The best it can say is best = E[q's mean | x_t], and on average, as in 2,
-#     |q's mean - p's mean|^2 = |q's mean - best|^2 + |best - p's mean|^2. The last one is lost:
+#     |q's mean - p's mean|^2 = |q's mean - best|^2 + |best - p's mean|^2. It loses the last:
 best = step_mean(xt, best_eps(xt, A[t], S[t]), t)  # as step_mean is linear in eps
 lost, total = {}, {}  # by net: nats at each t, and in all
 for name, model_mean in models.items():
