@@ -130,7 +130,7 @@ def draw(_):
         ax.plot(*real.T, ".", color="0.7", ms=2)
         ax.plot(*x.T, ".", color="tab:blue" if miss < 0.05 else "tab:red", ms=2)
         ax.axis([-3, 3, -3, 3])
-        ax.set(title=f"{path.__name__}: {miss:.3f} from data, grey\n(unmoved noise: .05)", aspect=1)
+        ax.set(title=f"{path.__name__}: {miss:.3f} from grey data\n(unmoved noise: .05)", aspect=1)
         panels[0].plot(*levels.T, "ko-")
     panels[0].set(title="chord / r is on the arc", xlabel="a (data)", ylabel="s (noise)", aspect=1)
 draw(None)
