@@ -4,17 +4,13 @@
 # ///
 """07 Bridge: DDPM and flow matching are one method on two paths, so one net serves both.
 Both mix data and noise, xt = a x + s eps. DDPM's levels (a, s) lie on the arc a^2 + s^2 = 1, flow
-matching's on the chord a + s = 1. Divided by r = sqrt(a^2 + s^2), a mix on the chord is a mix of
-the same x and eps on the arc. So a net that finds the noise on the arc finds it on both. It learns
-eps_hat = E[eps | xt]. So x_hat = (xt - s eps_hat) / a is E[x | xt]. A step leads to the next level,
-    a2 x_hat + s2 eps_hat = xt + (a2 - a) x_hat + (s2 - s) eps_hat,    as xt = a x_hat + s eps_hat
-On the chord, where a = t, this is Euler's step along x_hat - eps_hat (lesson 06), on the arc DDIM.
-Why does it end at data? As the level moves, the xt of a pair (x, eps) has the velocity a' x + s'
-eps. Over all pairs at one place, its mean is E[a' x + s' eps | xt] = a' x_hat + s' eps_hat, as in a
-short step. The density in a region only changes by what crosses its boundary, density times mean
-velocity. Samples start like xt and have its mean velocity, if eta = 0, and so its density.
-C1 One net, trained on the arc, leads noise to data on both. C2 In 10 steps it ends nearer without
-fresh noise (eta = 0) than with DDPM's (eta = 1). C3 The score (slope of log p(xt)) is -eps_hat / s.
+matching's on the chord a + s = 1. Division by r = sqrt(a^2 + s^2) takes a mix from the chord to the
+arc. So a net that finds noise on the arc, eps_hat = E[eps | xt], finds it on both.
+Divided by a, it is y = x + sigma eps, data blurred by noise of std sigma = s / a. Samplers lower
+sigma: DDIM (eta = 0) only that, DDPM (eta = 1) by longer steps down, then up again by fresh noise.
+C1 One net, trained on the arc, leads noise to data on both. C2 In 10 steps DDIM ends nearer, as
+longer steps err more. C3 The score, the slope of log p(xt), is -eps_hat / s: the mean of the slopes
+of log p(xt | x) over the x that fit xt, and each of these is -(xt - a x) / s^2 = -eps / s.
 RUN    python 07_bridge.py             (6 seconds)
 BREAK  python 07_bridge.py --forget    xt is not divided by r, the chord misses: C1 and C3 fail
 PAPER  Song, Meng, Ermon 2020 (DDIM), arXiv 2010.02502, equations 12 and 16"""
@@ -56,22 +52,27 @@ def chord(n_steps):  # flow matching's path, from t = 0 (noise) to t = 1 (data)
 def find_noise(net, xt, a, s, forget=False):
     """eps_hat (B, 2) in xt (B, 2) at any level; a and s are tensors of one number or (B, 1)."""
     angle = torch.atan2(s, a).expand(len(xt), 1)  # (B, 1), of (a, s): 0 is data, pi / 2 is noise
-    on_arc = xt if forget else xt / torch.hypot(a, s)  # = cos(angle) x + sin(angle) eps
-    v_sh = net(torch.cat([on_arc, angle], 1))  # learns cos(angle) eps - sin(angle) x (Salimans, Ho)
-    # An error of eps_hat is cos(angle) = a / r times one of v_sh. x_hat divides it by a: a cancels.
-    return angle.sin() * on_arc + angle.cos() * v_sh  # (sin^2 + cos^2) eps, and x cancels
+    on_arc = xt if forget else xt / torch.hypot(a, s)  # xt / r = cos(angle) x + sin(angle) eps
+    v_sh = net(torch.cat([on_arc, angle], 1))  # v-prediction: cos(angle) eps - sin(angle) x
+    return angle.sin() * on_arc + angle.cos() * v_sh  # = (sin^2 + cos^2) eps, and x cancels
 
+# Why may points follow eps_hat? If sigma changes by a small h, a pair's y = x + sigma eps moves by
+# h eps. For any function f(y), the average over all pairs then changes, to first order in h, by
+#     h E[f'(y) eps] = h E[f'(y) eps_hat]     (at any one y, the mean of eps is eps_hat)
+# If all points at y move by h eps_hat instead, all averages change alike, and so the distribution:
+# blurred data stay blurred data, down to sigma = 0. With x_hat = y - sigma eps_hat, such a step is
+#     y2 = y + (sigma2 - sigma) eps_hat = x_hat + sigma2 eps_hat     (DDIM)
+# On the chord, a2 y2 = a2 x_hat + s2 eps_hat = xt + (a2 - a) (x_hat - eps_hat), as in lesson 06.
 def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
     """From xt (B, 2) at (a, s) to (a2, s2), nearer to data; eta 0 .. 1: how much noise is fresh."""
-    x_hat = (xt - s * eps_hat) / a
-    # DDPM's chain leads the other way, from x2 = a2 x + s2 eps2 to xt = a / a2 * x2 + noise.
-    beta = s**2 - (a / a2 * s2) ** 2  # the variance of this noise
-    # Given x and xt, 1 / variance of x2 is 1 / s2^2 + (a / a2)^2 / beta = s^2 / (s2^2 beta) (04).
-    fresh = eta * beta.sqrt() * s2 / s  # std; on the arc, equation 16
-    kept = (s2**2 - fresh**2).sqrt()  # the rest of the variance; it gives DDPM's mean if eta = 1
-    # If x and eps fit xt, s (eps - eps_hat) = -a (x - x_hat). So the means leave out of x2
-    # (a2 - kept * a / s) (x - x_hat): samples are too narrow, and more so if kept is small (C2).
-    return a2 * x_hat + kept * eps_hat + fresh * torch.randn_like(xt)  # equation 12
+    y, sigma, sigma2 = xt / a, s / a, s2 / a2  # y = x + sigma eps
+    # DDPM's chain only adds noise to y. Noise up to sigma2 has a share sigma2^2 / sigma^2 of the
+    # variance of sigma eps, and so, on average, this share of sigma eps itself, low * eps:
+    low = sigma2**2 / sigma  # where DDPM goes down to
+    fresh = eta * (sigma2**2 - low**2).sqrt()  # back up to sigma2: variances add (equation 16)
+    down = (sigma2**2 - fresh**2).sqrt()  # sigma2 if eta = 0, low if eta = 1
+    y += (down - sigma) * eps_hat  # = x_hat + down eps_hat
+    return a2 * (y + fresh * torch.randn_like(y))  # equation 12, where alpha is a^2
 
 def walk_path(net, xt, levels, eta, forget=False):  # from noise xt to data, (B, 2) each
     for (a, s), (a2, s2) in zip(levels, levels[1:]):  # from each level to the next
@@ -109,8 +110,7 @@ xt = (a * real + s * noise).requires_grad_()
 var = (a * STD) ** 2 + s**2  # of xt around a place a mu
 log_p = (-torch.cdist(xt, a * MU) ** 2 / (2 * var)).logsumexp(1)  # (4000,), up to a constant
 slope, = torch.autograd.grad(log_p.sum(), xt)  # (4000, 2), exact
-# slope of log p(xt) = E[p(xt | x) * slope of log p(xt | x)] / p(xt) = E[-(xt - a x) / s^2 | xt]
-score = -find_noise(net, xt.detach(), a, s, args.forget) / s  # C3: -E[eps | xt] / s
+score = -find_noise(net, xt.detach(), a, s, args.forget) / s  # C3
 
 # --- figure
 fig, (panels, bars) = plt.subplots(2, 3, figsize=(12, 4.6), height_ratios=[15, 1], layout="tight")
@@ -130,7 +130,7 @@ def draw(_):
         ax.plot(*real.T, ".", color="0.7", ms=2)
         ax.plot(*x.T, ".", color="tab:blue" if miss < 0.05 else "tab:red", ms=2)
         ax.axis([-3, 3, -3, 3])
-        ax.set(title=f"{path.__name__}: {miss:.3f} from grey data\n(unmoved noise: .05)", aspect=1)
+        ax.set(title=f"{path.__name__}: {miss:.3f} from grey data\n(data 0, noise .05)", aspect=1)
         panels[0].plot(*levels.T, "ko-")
     panels[0].set(title="chord / r is on the arc", xlabel="a (data)", ylabel="s (noise)", aspect=1)
 draw(None)
