@@ -6,11 +6,16 @@
 Both mix data and noise, xt = a x + s eps. DDPM's levels (a, s) lie on the arc a^2 + s^2 = 1, flow
 matching's on the chord a + s = 1. Division by r = sqrt(a^2 + s^2) takes a mix from the chord to the
 arc. So a net that finds noise on the arc, eps_hat = E[eps | xt], finds it on both.
-Divided by a, it is y = x + sigma eps, data blurred by noise of std sigma = s / a. Samplers lower
-sigma: DDIM (eta = 0) only that, DDPM (eta = 1) by longer steps down, then up again by fresh noise.
-C1 One net, trained on the arc, leads noise to data on both. C2 In 10 steps DDIM ends nearer, as
-longer steps err more. C3 The score, the slope of log p(xt), is -eps_hat / s: the mean of the slopes
-of log p(xt | x) over the x that fit xt, and each of these is -(xt - a x) / s^2 = -eps / s.
+Divided by a, xt is y = x + sigma eps, data blurred by noise of std sigma = s / a. If sigma changes
+by a small h, the y of a pair x, eps moves by h eps. Then the mean of any f(y) over pairs changes by
+    h E[f'(y) eps] = h E[f'(y) eps_hat]     (at any one y, the mean of eps is eps_hat)
+If all points at y move by h eps_hat instead, all averages change alike. So points that are blurred
+data remain so, down to sigma = 0. With x_hat = y - sigma eps_hat = E[x | xt], a step leads from
+    xt = a x_hat + s eps_hat to a2 x_hat + s2 eps_hat     (DDIM)
+On the chord this is lesson 06's Euler step, by (a2 - a) (x_hat - eps_hat). DDPM steps further down
+and blurs again by fresh noise. That is right, too, but as h is to be small, long steps err more.
+C1 One net, trained on the arc, leads noise to data on both. C2 In 10 steps it ends nearer with DDIM
+(eta = 0) than with DDPM (eta = 1). C3 The score, which is the slope of log p(xt), is -eps_hat / s.
 RUN    python 07_bridge.py             (6 seconds)
 BREAK  python 07_bridge.py --forget    xt is not divided by r, the chord misses: C1 and C3 fail
 PAPER  Song, Meng, Ermon 2020 (DDIM), arXiv 2010.02502, equations 12 and 16"""
@@ -53,22 +58,16 @@ def find_noise(net, xt, a, s, forget=False):
     """eps_hat (B, 2) in xt (B, 2) at any level; a and s are tensors of one number or (B, 1)."""
     angle = torch.atan2(s, a).expand(len(xt), 1)  # (B, 1), of (a, s): 0 is data, pi / 2 is noise
     on_arc = xt if forget else xt / torch.hypot(a, s)  # xt / r = cos(angle) x + sin(angle) eps
-    v_sh = net(torch.cat([on_arc, angle], 1))  # v-prediction: cos(angle) eps - sin(angle) x
+    v_sh = net(torch.cat([on_arc, angle], 1))  # Salimans, Ho: cos(angle) eps - sin(angle) x
     return angle.sin() * on_arc + angle.cos() * v_sh  # = (sin^2 + cos^2) eps, and x cancels
+    # An error of v_sh counts a / r times here. So x_hat = (xt - s eps_hat) / a does not blow it up.
 
-# Why may points follow eps_hat? If sigma changes by a small h, a pair's y = x + sigma eps moves by
-# h eps. For any function f(y), the average over all pairs then changes, to first order in h, by
-#     h E[f'(y) eps] = h E[f'(y) eps_hat]     (at any one y, the mean of eps is eps_hat)
-# If all points at y move by h eps_hat instead, all averages change alike, and so the distribution:
-# blurred data stay blurred data, down to sigma = 0. With x_hat = y - sigma eps_hat, such a step is
-#     y2 = y + (sigma2 - sigma) eps_hat = x_hat + sigma2 eps_hat     (DDIM)
-# On the chord, a2 y2 = a2 x_hat + s2 eps_hat = xt + (a2 - a) (x_hat - eps_hat), as in lesson 06.
 def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
     """From xt (B, 2) at (a, s) to (a2, s2), nearer to data; eta 0 .. 1: how much noise is fresh."""
     y, sigma, sigma2 = xt / a, s / a, s2 / a2  # y = x + sigma eps
-    # DDPM's chain only adds noise to y. Noise up to sigma2 has a share sigma2^2 / sigma^2 of the
-    # variance of sigma eps, and so, on average, this share of sigma eps itself, low * eps:
-    low = sigma2**2 / sigma  # where DDPM goes down to
+    # In DDPM's chain, sigma eps = n1 + n2, where n1 has std sigma2 and n2 is later. Given the sum,
+    # n1 is on average its share of the variance, sigma2^2 / sigma^2, times the sum, low * eps:
+    low = sigma2**2 / sigma  # where DDPM (eta = 1) goes down to
     fresh = eta * (sigma2**2 - low**2).sqrt()  # back up to sigma2: variances add (equation 16)
     down = (sigma2**2 - fresh**2).sqrt()  # sigma2 if eta = 0, low if eta = 1
     y += (down - sigma) * eps_hat  # = x_hat + down eps_hat
@@ -110,7 +109,8 @@ xt = (a * real + s * noise).requires_grad_()
 var = (a * STD) ** 2 + s**2  # of xt around a place a mu
 log_p = (-torch.cdist(xt, a * MU) ** 2 / (2 * var)).logsumexp(1)  # (4000,), up to a constant
 slope, = torch.autograd.grad(log_p.sum(), xt)  # (4000, 2), exact
-score = -find_noise(net, xt.detach(), a, s, args.forget) / s  # C3
+# slope of log p(xt) = mean over x of slope of p(xt | x) / p(xt) = E[slope of log p(xt | x) | xt]
+score = -find_noise(net, xt.detach(), a, s, args.forget) / s  # C3: E[-(xt - a x) / s^2 | xt]
 
 # --- figure
 fig, (panels, bars) = plt.subplots(2, 3, figsize=(12, 4.6), height_ratios=[15, 1], layout="tight")

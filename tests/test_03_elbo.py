@@ -85,16 +85,11 @@ def train_x(piece, iters, seed, odds=torch.ones(1000)):
     return eps_net
 
 
-def train_mean(piece, iters, seed):
-    """A net for the mean, t drawn by the weight that the bound gives its answers: 1 / (2 beta)."""
-    return piece.train_target("mean", iters, seed, torch.tensor(1 / (2 * schedule()[0][1:])).float())
-
-
 @pytest.fixture(scope="module")
 def x_models():
     """seed -> eps_hat of a net that was asked for x, as long and with as many samples as the lesson's nets."""
     piece = paste(NAME, "train_target")
-    return {seed: train_x(piece, 800, seed) for seed in (0, 1)}
+    return {seed: train_x(piece, 700, seed) for seed in (0, 1)}
 
 
 @functools.cache
@@ -139,10 +134,9 @@ def thousand():
 
 @pytest.fixture(scope="module")
 def lost(ns, other, x_models, thousand):
-    """(seed, name) -> errors at every t, for the lesson's nets and for nets asked for x, or for the mean with its weight."""
+    """(seed, name) -> errors at every t, for the lesson's nets and for nets asked for x."""
     models = {(seed, name): model for seed, ran in ((0, ns), (1, other.ns)) for name, model in ran.models.items()}
     models |= {(seed, "x"): model for seed, model in x_models.items()}
-    models |= {(seed, "mean with w"): train_mean(paste(NAME, "train_target"), 800, seed) for seed in (0, 1)}
     return {key: errors(found(model, schedule()[1]), thousand) for key, model in models.items()}
 
 
@@ -552,7 +546,7 @@ def test_what_a_net_adds_is_its_distance_from_the_best_guess_and_not_from_the_no
 
 
 def test_a_hundred_thousand_draws_measure_a_bound_to_a_tenth_of_a_nat_and_differences_to_a_fiftieth(ns, other, lost):
-    """On grids a bound is -1.6626 minus what its net loses to the best guess. Seeds 400 to 409: .11 off at most, sd .06."""
+    """On grids a bound is -1.6626 minus what its net loses to the best guess. Seeds 400 to 409: .16 off at most, sd .08; differences .013."""
     for seed, ran in ((0, ns), (1, other.ns)):
         exact = {name: -1.6626 - (W * lost[seed, name]).sum() for name in ran.models}
         for name in ran.models:
@@ -570,22 +564,22 @@ def test_the_chart_shows_in_which_octaves_of_t_the_bounds_differ(ns, lost):
         shown = line.get_ydata()
         assert abs(shown.sum() - (ns.bound["eps with w"] - ns.bound[name]).item()) < 1e-4
         exact = np.bincount(octave, (W * (lost[0, name] - lost[0, "eps with w"]))[1:])
-        assert np.abs(shown - exact).max() < 0.01 + 0.04 * np.abs(exact).max()
+        assert np.abs(shown - exact).max() < 0.015 + 0.2 * np.abs(exact).max()  # a few draws of mean with w are far off
     title = ns.chart.get_legend().get_title().get_text()
     assert title == f"log p_data(x): {ns.log_p:.2f}\none Gaussian: {ns.gaussian:.2f}\nbounds:"
 
 
 def test_a_net_that_learns_eps_loses_half_a_nat_and_no_net_at_all_loses_eleven(lost, thousand):
-    """Seeds 400 to 409: .42 to .56. eps_hat = 0: 11.3."""
+    """Seeds 400 to 409: .46 to .59. eps_hat = 0: 11.3."""
     for seed in (0, 1):
         assert 0.3 < (W * lost[seed, "eps"]).sum() < 0.75
     assert abs((W * errors(None, thousand)).sum() - 11.33) < 0.1
 
 
 def test_dropping_w_costs_a_tenth_to_a_fifth_of_a_nat(lost):
-    """Seeds 400 to 409: .10 to .22 on grids, seed 0: .23."""
+    """Seeds 400 to 409: .07 to .20 on grids, seed 0: .23."""
     for seed in (0, 1):
-        assert 0.05 < (W * (lost[seed, "eps"] - lost[seed, "eps with w"])).sum() < 0.35
+        assert 0.03 < (W * (lost[seed, "eps"] - lost[seed, "eps with w"])).sum() < 0.35
 
 
 def test_w_is_large_near_t_1_only():
@@ -597,8 +591,8 @@ def test_w_is_large_near_t_1_only():
 
 
 def test_without_w_the_net_is_better_at_middle_times_on_most_seeds_and_worse_near_t_1(lost):
-    """Squared error with w divided by that without: .98 to 1.94 at t = 100 .. 600 (below 1.02 on two seeds of ten, 400 to
-    409), and .53 to .75 at t = 1 .. 50."""
+    """Squared error with w divided by that without, seeds 400 to 409: 1.07 to 2.0 at t = 100 .. 600, and .55 to .80 at
+    t = 1 .. 50. (After 800 iterations it was .98 and 1.02 on two of the seeds in the middle.)"""
     middle, early = [], []
     for seed in (0, 1):
         plain, weighted = lost[seed, "eps"], lost[seed, "eps with w"]
@@ -608,21 +602,21 @@ def test_without_w_the_net_is_better_at_middle_times_on_most_seeds_and_worse_nea
 
 
 def test_a_net_asked_for_x_loses_thirty_nats_and_more_most_of_them_in_the_last_step(lost):
-    """Seeds 400 to 409: 59 to 105, .65 of it at t = 1, where its error is divided by .01."""
+    """Seeds 400 to 409: 47 to 94, .65 of it at t = 1, where its error is divided by .01."""
     for seed in (0, 1):
         nats = W * lost[seed, "x"]
         assert 25 < nats.sum() < 250 and 0.55 < nats[1] / nats.sum() < 0.75
 
 
 def test_a_net_asked_for_the_mean_loses_a_nat_and_more_three_times_what_the_eps_net_loses(lost):
-    """Seeds 400 to 409: 1.5 to 2.8 nats, 2.9 to 5.6 times those of eps."""
+    """Seeds 400 to 409: 1.6 to 3.4 nats, 2.9 to 6.5 times those of eps."""
     for seed in (0, 1):
         nats = (W * lost[seed, "mean"]).sum()
         assert 1.2 < nats < 10 and nats > 1.8 * (W * lost[seed, "eps"]).sum() and lost[seed, "mean"][1:].mean() > 0.06
 
 
 def test_a_net_asked_for_the_mean_loses_about_as_much_if_its_loss_is_weighted_as_in_the_bound(lost):
-    """Seeds 400 to 409, t drawn in proportion to 1 / beta: 1.1 to 3.0 nats, 2.3 to 5.4 times those of eps; plain 1.5 to 2.8."""
+    """Seeds 400 to 409, t drawn in proportion to 1 / beta: 1.3 to 3.7 nats, 2.3 to 6.3 times those of eps; plain 1.6 to 3.4."""
     for seed in (0, 1):
         plain, weighted = (W * lost[seed, name] for name in ("mean", "mean with w"))
         assert weighted[1:101].sum() < 0.9 * plain[1:101].sum() and weighted[101:].sum() > 1.05 * plain[101:].sum()
@@ -631,7 +625,7 @@ def test_a_net_asked_for_the_mean_loses_about_as_much_if_its_loss_is_weighted_as
 
 
 def test_with_weights_that_start_larger_the_mean_loses_eight_nats_and_more_and_eps_less_than_before(lost, thousand, monkeypatch):
-    """Kaiming's start; seeds 400 to 403: 7.9 to 10.6 nats for the mean, .33 to .37 for eps."""
+    """Kaiming's start; seeds 400 to 403: 9.6 to 12.7 nats for the mean, .35 to .40 for eps."""
     piece, adam = paste(NAME, "train_target"), torch.optim.Adam
 
     def larger(weights):
@@ -641,7 +635,7 @@ def test_with_weights_that_start_larger_the_mean_loses_eight_nats_and_more_and_e
         return adam(weights)
 
     monkeypatch.setattr(torch.optim, "Adam", larger)
-    nets = [piece.train_target(target, 800, 0) for target in ("mean", "eps")]
+    nets = [piece.train_target(target, 700, 0) for target in ("mean", "eps")]
     mean, eps = ((W * errors(found(net, schedule()[1]), thousand)).sum() for net in nets)
     assert 6 < mean < 30 and eps < (W * lost[0, "eps"]).sum() - 0.05
 
@@ -675,9 +669,9 @@ def train_times_w(iters, seed):
 
 
 def test_drawing_t_by_w_loses_less_than_multiplying_by_w(lost, thousand):
-    """Seeds 400 to 409: .28 to .37 nats drawn, .59 to .63 multiplied, on all of them worse than w dropped (.42 to .56)."""
+    """Seeds 400 to 409: .31 to .42 nats drawn, .61 to .67 multiplied, on all of them worse than w dropped (.46 to .59)."""
     for seed in (0, 1):
-        net = train_times_w(800, seed).requires_grad_(False)
+        net = train_times_w(700, seed).requires_grad_(False)
         times_w = (W * errors(lambda xt, t, net=net: ask(net, xt, t), thousand)).sum()
         assert times_w > (W * lost[seed, "eps with w"]).sum() + 0.07 and 0.5 < times_w < 0.8
 
@@ -747,24 +741,24 @@ def test_samples_of_the_best_guess_cost_what_data_cost_and_in_ten_steps_much_mor
 
 
 def test_samples_of_the_net_cost_below_4_nats(clouds):
-    """Seeds 400 to 409: 2.7 to 3.3; .94 to .97 of them are near data."""
+    """Seeds 400 to 409: 2.9 to 3.4; .93 to .96 of them are near data."""
     for seed in (0, 1):
         assert 2 < cost(clouds[seed, "eps"]) < 4 and near(clouds[seed, "eps"]) > 0.9
 
 
 def test_in_two_dimensions_dropping_w_does_not_better_the_samples(clouds):
-    """With w they cost .38 nats less, in the mean of seeds 400 to 409, and less on all of them."""
+    """With w they cost .36 nats less, in the mean of seeds 400 to 409, and less on nine of them."""
     gain = [cost(clouds[seed, "eps"]) - cost(clouds[seed, "eps with w"]) for seed in (0, 1)]
     assert np.mean(gain) > 0
 
 
 def test_samples_of_x_lie_on_the_moons_though_it_loses_fifty_nats_and_in_wrong_proportions(clouds, lost):
-    """Seeds 400 to 409: 1.8 to 2.4 nats (eps: 2.7 to 3.3), nearer data on all, energy distance .023 to .059 (.002 to .005)."""
+    """Seeds 400 to 409: 1.7 to 2.5 nats (eps: 2.9 to 3.4), nearer data on all, energy distance .014 to .055 (.002 to .005)."""
     distance = paste("06_euler", "energy_distance").energy_distance
     real = torch.tensor(moons.samples(3000, np.random.default_rng(1))).float()
     assert (W * lost[0, "x"]).sum() > 25
     assert cost(clouds[0, "x"]) < 5 and near(clouds[0, "x"]) > 0.88
-    assert distance(clouds[0, "eps"], real) < 0.01 and 0.014 < distance(clouds[0, "x"], real) < 0.2
+    assert distance(clouds[0, "eps"], real) < 0.01 and 0.01 < distance(clouds[0, "x"], real) < 0.2
 
 
 def test_9997_in_ten_thousand_of_the_data_are_within_four_standard_deviations_of_a_centre():
@@ -787,7 +781,7 @@ def test_the_radio_shows_the_samples_of_each_net_and_goes_back(ns):
     before = cloud(ns)
     assert before[:2] == ("tab:blue", "eps") and ns.radio.value_selected == "eps"
     try:
-        for name, colour in (("eps with w", "tab:blue"), ("mean", "tab:red")):
+        for name, colour in (("eps with w", "tab:blue"), ("mean", "tab:red"), ("mean with w", "tab:red")):
             ns.radio.set_active(list(ns.models).index(name))
             assert cloud(ns)[:2] == (colour, name) and (ns.bound[name] > ns.gaussian) == (colour == "tab:blue")
             points = torch.tensor(cloud(ns)[2])

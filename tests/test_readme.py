@@ -244,7 +244,7 @@ def test_the_lines_of_code_in_a_section_are_the_lessons(name):
     """Each piece between two empty lines stands in the script, but for its indent and for numbers of equations."""
     script = (ROOT / f"{name}.py").read_text(encoding="utf-8")
     script = [re.sub(r"  # equation \d+(: )?", lambda m: "  # " if m[1] else "", line).strip() for line in script.splitlines()]
-    blocks = re.findall(r"^```python\n(.*?)^```$", SECTIONS[name[:2]].partition("<details>")[0], re.M | re.S)
+    blocks = re.findall(r"^```python\n(.*?)^```$", SECTIONS[name[:2]].partition("<details><summary><b>Derivation")[0], re.M | re.S)
     assert len(blocks) == 1 and len(blocks[0].splitlines()) <= 12
     for piece in blocks[0].split("\n\n"):
         lines = [line.strip() for line in piece.strip().splitlines()]
