@@ -40,11 +40,11 @@ def two_moons(n):
     return MU[torch.randint(64, (n,))] + STD * torch.randn(n, 2)
 
 # --- method. Divided by its a, lesson 02's chain only adds noise: x_t = x + s eps, step by step
-# x_t = x_(t-1) + sqrt(d) z, with z from N(0, I). The arrays S, D hold s, d at t = 0 .. 1000.
+# x_t = x_(t-1) + sqrt(d) z, with z from N(0, I). The arrays S, VAR hold s, d at t = 0 .. 1000.
 BETA = torch.linspace(1e-4, 0.02, 1000)  # lesson 02: step t leaves 1 - beta of a^2
 A = torch.cat([torch.ones(1), (1 - BETA).cumprod(0).sqrt()])[:, None]  # (1001, 1)
 S = (1 / A**2 - 1).sqrt()  # lesson 02's s / a, as s^2 is 1 - a^2 there
-D = (S**2).diff(dim=0, prepend=S[:1])  # d, the variance that step t adds (S[0] is 0)
+VAR = (S**2).diff(dim=0, prepend=S[:1])  # d, the variance that step t adds (S[0] is 0)
 
 # 1. The bound. Let q(walk) be the density of x_1 .. x_1000 in the chain from x, p(walk) that of
 # x_1000 .. x_1 and x in the model, and E the average over walks that the chain takes from x. Then
@@ -60,7 +60,7 @@ D = (S**2).diff(dim=0, prepend=S[:1])  # d, the variance that step t adds (S[0] 
 # The last noise, x_t - x_(t-1), holds d of the variance s^2, so on average it is d / s^2 * s eps:
 def step_mean(xt, eps, t):
     """E[x_(t-1) | x, x_t], (B, 2), from xt (B, 2), the noise eps (B, 2) in it and t (B,)."""
-    return xt - D[t] / S[t] * eps
+    return xt - VAR[t] / S[t] * eps
 # Law of total variance: the last noise's d is the variance of its average, d / s * eps, which is
 # d^2 / s^2, plus that around it, d - d^2 / s^2 (on each axis, for any x_t, as all is Gaussian).
 # 3. The loss. A net guesses eps from x_t and t, at best as the mean of all eps that fit x_t. Let
@@ -68,12 +68,12 @@ def step_mean(xt, eps, t):
 #     E|x_(t-1) - p's mean|^2 = 2 (d - d^2 / s^2) + d^2 / s^2 |eps - eps_hat|^2
 # Divided by 2 d and subtracted from 1, this is what step t gives to the bound:
 #     d / s^2 - d / (2 s^2) |eps - eps_hat|^2 = w (2 - |eps - eps_hat|^2)  with
-W = (D / (2 * S**2))[1:, 0]  # (1000,), t = 1 .. 1000: .5 at t = 1, .01 at t = 100
+W = (VAR / (2 * S**2))[1:, 0]  # (1000,), t = 1 .. 1000: .5 at t = 1, .01 at t = 100
 
 def walk_back(eps_net, xt):  # p's walk from x_1000 (n, 2) to samples (n, 2)
     for t in range(1000, 0, -1):
         eps_hat = eps_net(xt, torch.full((len(xt),), t))
-        xt = step_mean(xt, eps_hat, t) + D[t].sqrt() * torch.randn_like(xt)
+        xt = step_mean(xt, eps_hat, t) + VAR[t].sqrt() * torch.randn_like(xt)
     return xt
 
 # --- train
@@ -95,7 +95,7 @@ def train_target(target, iters, seed, w=torch.ones(1000)):  # w (1000,): odds of
         optimizer.step()
     def eps_net(xt, t):  # eps_hat, whatever the net learned
         answer = net(torch.cat([A[t] * xt, t[:, None] / 1000], 1)).detach()
-        return answer if target == "eps" else (xt - answer / A[t]) * S[t] / D[t]
+        return answer if target == "eps" else (xt - answer / A[t]) * S[t] / VAR[t]
     return eps_net
 
 models = {}  # C3: the mean is x_t but for d / s * eps, a hundredth of it, lost in a net's errors

@@ -73,7 +73,7 @@ def spy_on(piece, **others):
 
 def train_x(piece, iters, seed, odds=torch.ones(1000)):
     """The lesson's training with x as the net's target (a third one, in place of the mean): eps_hat(xt, t)."""
-    a, s, d, step_mean = (piece.train_target.__globals__[name] for name in ("A", "S", "D", "step_mean"))
+    a, s, d, step_mean = (piece.train_target.__globals__[name] for name in ("A", "S", "VAR", "step_mean"))
     spy_on(piece, step_mean=lambda xt, eps, t: (xt - s[t] * eps) / a[t])  # train_target multiplies it by a
     net = piece.train_target("mean", iters, seed, odds)
     spy_on(piece, step_mean=step_mean)
@@ -200,7 +200,7 @@ def test_schedule_is_the_papers_divided_by_a_and_w_is_equation_12_but_for_1_minu
     """Equation 12 with sigma^2 = beta is w / (1 - beta): the script's steps of variance d have beta / (1 - beta) in its units."""
     piece = paste(NAME, "W", "A")
     beta, abar = schedule()
-    a, s, d = (column[:, 0].numpy() for column in (piece.A, piece.S, piece.D))
+    a, s, d = (column[:, 0].numpy() for column in (piece.A, piece.S, piece.VAR))
     assert np.abs(a**2 - abar).max() < 1e-10 and s[0] == d[0] == 0 and a[0] == 1
     assert np.abs(s[1:] / np.sqrt(1 / abar[1:] - 1) - 1).max() < 1e-10
     assert np.abs(d[1:] * abar[1:] / beta[1:] - 1).max() < 1e-10
@@ -208,7 +208,7 @@ def test_schedule_is_the_papers_divided_by_a_and_w_is_equation_12_but_for_1_minu
     beta, abar = beta[1:], abar[1:]
     equation_12 = beta**2 / (2 * beta * (1 - beta) * (1 - abar))
     assert np.abs(piece.W.numpy() / (equation_12 * (1 - beta)) - 1).max() < 1e-10
-    assert ns.A.shape == ns.S.shape == ns.D.shape == (1001, 1) and ns.W.shape == (1000,)
+    assert ns.A.shape == ns.S.shape == ns.VAR.shape == (1001, 1) and ns.W.shape == (1000,)
     assert np.abs(ns.W.numpy() / W[1:] - 1).max() < 2e-3  # 1 - abar in float32
     assert abs(s[-1] - 157) < 0.5 and abs(W[1] - 0.5) < 1e-3 and abs(W[100] - 0.01) < 5e-4
 
@@ -245,7 +245,7 @@ def test_step_mean_is_the_mean_of_bayes_if_the_noise_is_the_true_one_and_x_itsel
     for noise, exact in ((eps, mean), (guess, model)):
         mine = piece.step_mean(torch.tensor(xt / a[t]), torch.tensor(noise), torch.tensor(t)).numpy()
         assert np.abs(a[t - 1] * mine - exact).max() < 1e-10
-    d, s = piece.D[t].numpy(), piece.S[t].numpy()
+    d, s = piece.VAR[t].numpy(), piece.S[t].numpy()
     assert np.abs(a[t - 1] ** 2 * (d - d**2 / s**2) - var).max() < 1e-10
     back = piece.step_mean(torch.tensor(x) + piece.S[1] * torch.tensor(eps), torch.tensor(eps), torch.ones(999, dtype=torch.long))
     assert np.abs(back.numpy() - x).max() < 1e-10
@@ -266,7 +266,7 @@ def test_what_a_step_gives_to_the_bound_is_w_times_what_is_found_of_the_noise(fl
     piece = paste(NAME, "step_mean", "W")
     x, eps, guess = 0.7, -1.3, 0.4
     for t in (2, 10, 100, 1000):
-        s, d = piece.S[t].item(), piece.D[t].item()
+        s, d = piece.S[t].item(), piece.VAR[t].item()
         xt, spread = x + s * eps, math.sqrt(s**2 - d)  # std of x_(t-1), given x alone
         mean, model = (piece.step_mean(torch.tensor([[xt]]), torch.tensor([[e]]), torch.tensor([t])).item() for e in (eps, guess))
         u = mean + math.sqrt(d - d**2 / s**2) * np.linspace(-12, 12, 400_001)
@@ -703,7 +703,7 @@ def test_in_ten_steps_neither_w_nor_the_target_matters():
     w = weights(beta, abar) / (1 - beta)  # of DDPM's steps
     table = torch.full((3, 1001, 1), math.nan)
     table[:, ::100] = torch.stack(columns(np.sqrt(1 / abar - 1), beta / abar, np.sqrt(abar)))
-    spy_on(piece, S=table[0], D=table[1], A=table[2])
+    spy_on(piece, S=table[0], VAR=table[1], A=table[2])
     even, by_w = torch.zeros(2, 1000)
     even[99::100], by_w[99::100] = 1, columns(w)[0][1:, 0]
     nats = []
