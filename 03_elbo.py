@@ -5,12 +5,12 @@
 """03 From a bound to a loss: why a net that finds the noise is a model of the data.
 Lesson 02's chain leads from data x to noise x_1000. A model p walks back: it draws x_1000 from a
 wide Gaussian, then each x_(t-1) from a Gaussian around a mean that a net computes from x_t and t.
-Its density p(x) is out of reach. But three steps below lead to a lower bound of log p(x), the ELBO:
+Its density p(x) is out of reach. But three steps below lead to a lower bound on log p(x), the ELBO:
 what the net finds of the noise raises it, with a weight w that is largest at t = 1. (Little can be
 found there: the noise has std .01, the moons .13.) DDPM drops w (L_simple), puts more effort into
 large t, and reports better pictures. Here, only the price is seen.
 C1 Trained without w, a net has a bound above the log-likelihood of one Gaussian fitted to the data.
-C2 With w its bound is higher. C3 Those of nets that learn the mean instead of the noise are lower.
+C2 With w its bound is higher. C3 Nets that learn the mean of p's step, not eps, have lower bounds.
 RUN    python 03_elbo.py                (6 seconds; click on the net whose samples to see)
 BREAK  python 03_elbo.py --target mean  asks C1 of the net for the mean: it fails, samples scatter
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, equations 5 to 14 and table 2"""
@@ -39,34 +39,34 @@ def two_moons(n):
     """n samples of p_data, (n, 2)."""
     return MU[torch.randint(64, (n,))] + STD * torch.randn(n, 2)
 
-# --- method. Divided by its a, lesson 02's chain only adds noise: x_t = x + s eps, step by step
-# x_t = x_(t-1) + sqrt(d) z, with z from N(0, I). The arrays S, VAR hold s, d at t = 0 .. 1000.
+# --- method. Divided by a, lesson 02's chain only adds noise: x_t = x + s eps = x_(t-1) + sqrt(d) z
 BETA = torch.linspace(1e-4, 0.02, 1000)  # lesson 02: step t leaves 1 - beta of a^2
 A = torch.cat([torch.ones(1), (1 - BETA).cumprod(0).sqrt()])[:, None]  # (1001, 1)
-S = (1 / A**2 - 1).sqrt()  # lesson 02's s / a, as s^2 is 1 - a^2 there
+S = (1 / A**2 - 1).sqrt()  # s at t = 0 .. 1000; it was sqrt(1 - a^2), and is divided by a now
 VAR = (S**2).diff(dim=0, prepend=S[:1])  # d, the variance that step t adds (S[0] is 0)
 
 # 1. The bound. Let q(walk) be the density of x_1 .. x_1000 in the chain from x, p(walk) that of
 # x_1000 .. x_1 and x in the model, and E the average over walks that the chain takes from x. Then
 #     p(x) = integral of p(walk) = integral of q(walk) * p(walk) / q(walk) = E[p(walk) / q(walk)]
-# As log E[..] >= E[log ..] (Jensen), log p(x) >= E[log p(walk) - log q(walk)]. A walk's density
-# is the product of its steps' densities (x_0 is x). Paired by t, they give
+# As log E[..] >= E[log ..] (Jensen), log p(x) >= E[log p(walk) - log q(walk)]. A walk's density is
+# the product of the densities of its steps (x_0 is x). So, paired by t, this is
 #     E log p(x_1000) + sum over t of E[log p(x_(t-1) | x_t) - log q(x_t | x_(t-1))]
 # Both are Gaussians. Let p's have the variance d of q's, so that their factors cancel. Step t gives
 #     E|x_t - x_(t-1)|^2 / (2 d) - E|x_(t-1) - p's mean|^2 / (2 d)
 # The first part, from - log q, is E|sqrt(d) z|^2 / (2 d) = 1, as E|z|^2 = 2 on two axes.
-# 2. The mean. Now fix x and x_t, and so all noise up to t, s eps = x_t - x. Think of it as a sum of
+# 2. The mean. Fix x and x_t, and so all noise up to t, s eps = x_t - x. Think of it as a sum of
 # many independent pieces of equal variance. By symmetry, each is on average the same part of it.
-# The last noise, x_t - x_(t-1), holds d of the variance s^2, so on average it is d / s^2 * s eps:
+# The last noise, u = x_t - x_(t-1), has d of the variance s^2, so
+#     E[u | x, x_t] = d / s^2 * s eps = d / s * eps
 def step_mean(xt, eps, t):
     """E[x_(t-1) | x, x_t], (B, 2), from xt (B, 2), the noise eps (B, 2) in it and t (B,)."""
     return xt - VAR[t] / S[t] * eps
-# Law of total variance: the last noise's d is the variance of its average, d / s * eps, which is
-# d^2 / s^2, plus that around it, d - d^2 / s^2 (on each axis, for any x_t, as all is Gaussian).
+# The variance of u, d, is that of this mean, d^2 / s^2, plus that around it (total variance). So
+#     Var[u | x, x_t] = d - d^2 / s^2     on each axis, and for every x_t, as all is Gaussian
 # 3. The loss. A net guesses eps from x_t and t, at best as the mean of all eps that fit x_t. Let
-# p's mean be step_mean(x_t, eps_hat, t). It is d / s |eps - eps_hat| away from the mean in 2. So
-#     E|x_(t-1) - p's mean|^2 = 2 (d - d^2 / s^2) + d^2 / s^2 |eps - eps_hat|^2
-# Divided by 2 d and subtracted from 1, this is what step t gives to the bound:
+# p's mean be step_mean(x_t, eps_hat, t). Mean squared distance = variance + (distance of means)^2:
+#     E[|x_(t-1) - p's mean|^2 | x, x_t] = 2 (d - d^2 / s^2) + |d / s * (eps - eps_hat)|^2
+# Divided by 2 d and subtracted from 1, this is what step t gives to the bound in 1:
 #     d / s^2 - d / (2 s^2) |eps - eps_hat|^2 = w (2 - |eps - eps_hat|^2)  with
 W = (VAR / (2 * S**2))[1:, 0]  # (1000,), t = 1 .. 1000: .5 at t = 1, .01 at t = 100
 
@@ -99,18 +99,18 @@ def train_target(target, iters, seed, w=torch.ones(1000)):  # w (1000,): odds of
     return eps_net
 
 models = {}  # C3: the mean is x_t but for d / s * eps, a hundredth of it, lost in a net's errors
-for target, w in [("eps", W), ("mean", 1 / BETA)]:  # the bound's; with 1 / beta, large t are rare
+for target, w in [("eps", W), ("mean", 1 / BETA)]:  # a * mean: 1 / (2 beta), large t get worse
     models[target] = train_target(target, args.iters, args.seed)
     models[f"{target} with w"] = train_target(target, args.iters, args.seed, w)
 
 # --- measure
 t = 1 + W.multinomial(100000, replacement=True)  # so sum of w f(t) is W.sum() * mean of f(t)
-octave = t.log2().long()  # 0: t = 1, 1: t = 2 and 3, 2: t = 4 to 7, .. up to 9
 x, eps = two_moons(100000), torch.randn(100000, 2)
 end = MultivariateNormal(torch.zeros(2), S[1000] ** 2 * torch.eye(2))  # p's x_1000
 gained, bound = {}, {}  # by net: nats in each octave, and the bound, on average over x
 for name, eps_net in models.items():
     found = 2 - (eps - eps_net(x + S[t] * eps, t)).square().sum(1)  # of the noise, (100000,)
+    octave = t.log2().long()  # 0: t = 1, 1: t = 2 and 3, 2: t = 4 to 7, .. up to 9
     found_in_octave = torch.bincount(octave, weights=found) / 100000  # (10,), sums to found.mean()
     gained[name] = W.sum() * found_in_octave
     bound[name] = end.log_prob(x + S[1000] * eps).mean() + gained[name].sum()  # C1, C2, C3

@@ -66,6 +66,8 @@ def commands():
         fenced ^= line.startswith("```")
         if line.startswith("## "):
             here = section = next((n for n in NAMES if line.startswith(f"## {n[:2]} ")), None)
+        elif measured := re.match(r"<details><summary>(\d\d) ", line):  # the lesson's part of "What else is measured"
+            here = section = next(n for n in NAMES if n.startswith(measured[1]))
         for inline, block in [("", line)] if fenced else re.findall(r"`([^`]+)`|^    (.+)", line):
             code = inline or block
             if found := re.search(r"(\d\d_\w+)\.py\b(.*)", code):
