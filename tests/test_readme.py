@@ -66,7 +66,7 @@ def commands():
         fenced ^= line.startswith("```")
         if line.startswith("## "):
             here = section = next((n for n in NAMES if line.startswith(f"## {n[:2]} ")), None)
-        elif measured := re.match(r"<details><summary>(\d\d) ", line):  # the lesson's part of "What else is measured"
+        elif measured := re.match(r"<details><summary>(\d\d) .* measurements</summary>", line):  # the lesson's part of "What else is measured"
             here = section = next(n for n in NAMES if n.startswith(measured[1]))
         for inline, block in [("", line)] if fenced else re.findall(r"`([^`]+)`|^    (.+)", line):
             code = inline or block
