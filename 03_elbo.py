@@ -87,7 +87,7 @@ def train_target(target, iters, seed, w=torch.ones(1000)):  # w (1000,): odds of
         x, eps = two_moons(512), torch.randn(512, 2)
         t = 1 + w.multinomial(512, replacement=True)  # odds w: on average, a factor w in the loss
         xt = x + S[t] * eps
-        goal = eps if target == "eps" else A[t] * step_mean(xt, eps, t)  # of std 1
+        goal = eps if target == "eps" else A[t] * step_mean(xt, eps, t)  # std 1: x_t has 1 / a
         answer = net(torch.cat([A[t] * xt, t[:, None] / 1000], 1))
         loss = (answer - goal).square().mean()  # of eps without w: L_simple, equation 14
         optimizer.zero_grad()
@@ -115,7 +115,7 @@ for name, eps_net in models.items():
     gained[name] = W.sum() * found_in_octave
     bound[name] = end.log_prob(x + S[1000] * eps).mean() + gained[name].sum()  # C1, C2, C3
 places = MultivariateNormal(MU, STD**2 * torch.eye(2))  # p_data is the mean of these 64 densities
-log_p = places.log_prob(x[:, None]).exp().mean(1).log().mean()  # over (100000, 64), (100000,)
+log_p = places.log_prob(x[:, None]).exp().mean(1).log()  # mean over 64: (100000,), log p_data(x)
 gaussian = MultivariateNormal(x.mean(0), x.T.cov()).log_prob(x).mean()  # one, fitted to x
 
 # --- figure
@@ -123,7 +123,7 @@ fig, (chart, ax) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
 for name, style in zip(models, ["C0o-", "C0o--", "C3o-", "C3o--"]):  # blue, red
     chart.plot(gained["eps with w"] - gained[name], style, label=f"{name}: {bound[name]:.2f}")
 chart.set(xlabel="octave of t (0: t = 1, 5: t = 32 to 63)", ylabel="nats fewer than eps with w")
-chart.legend(title=f"log p_data(x): {log_p:.2f}\none Gaussian: {gaussian:.2f}\nbounds:")
+chart.legend(title=f"log p_data(x): {log_p.mean():.2f}\none Gaussian: {gaussian:.2f}\nbounds:")
 
 def draw(name):
     torch.manual_seed(args.seed)  # the same noise for every net
