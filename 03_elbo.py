@@ -99,7 +99,7 @@ def train_target(target, iters, seed, w=torch.ones(1000)):  # w (1000,): odds of
     return eps_net
 
 models = {}  # C3: the mean is x_t but for d / s * eps, a hundredth of it, lost in a net's errors
-for target, w in [("eps", W), ("mean", 1 / BETA)]:  # a * mean: 1 / (2 beta), large t get worse
+for target, w in [("eps", W), ("mean", 1 / BETA)]:  # in the bound a * mean counts 1 / (2 beta)
     models[target] = train_target(target, args.iters, args.seed)
     models[f"{target} with w"] = train_target(target, args.iters, args.seed, w)
 
