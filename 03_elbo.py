@@ -2,28 +2,27 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
-"""03 From a bound to a loss: why a net that finds the noise is a model of the data.
-Lesson 02's chain leads from data x to noise x_1000. A model p walks back: it draws x_1000 from a
-wide Gaussian, then each x_(t-1) from a Gaussian around a mean that a net computes from x_t and t.
-Its density p(x) is out of reach. But three steps below lead to a lower bound on log p(x), the ELBO:
-what the net finds of the noise raises it, with a weight w that is largest at t = 1. (Little can be
-found there: the noise has std .01, the moons .13.) DDPM drops w (L_simple), puts more effort into
-large t, and reports better pictures. Here, only the price is seen.
+"""03 From a bound to a loss: a net that finds the noise is a model of the data.
+Lesson 02's x_t = a x + s eps, divided by a, is y_t = x + sigma eps: data, blurred by noise of std
+sigma. Each of 1000 steps adds new noise, u, until sigma is 157. A model walks back: it draws y_1000
+from a Gaussian of std 157; then each step subtracts u_hat, a net's guess of u from y_t and t, and
+adds fresh noise. Its density p(x) is out of reach, but four steps below lead to a lower bound on
+log p(x), the ELBO: a constant minus the sum of w |eps - eps_hat|^2. DDPM drops w (L_simple): small
+t, where w is large and noise hardly visible, counts less. It reports better pictures (not here).
 C1 Trained without w, a net has a bound above the log-likelihood of one Gaussian fitted to the data.
-C2 With w its bound is higher. C3 Nets that learn the mean of p's step, not eps, have lower bounds.
-RUN    python 03_elbo.py                (6 seconds; click on the net whose samples to see)
-BREAK  python 03_elbo.py --target mean  asks C1 of the net for the mean: it fails, samples scatter
+C2 With w it is higher. C3 If a net learns the mean of the step, it is lower, as u_hat is 1% of it.
+RUN    python 03_elbo.py                (7 seconds; drag t to see the walks)
+BREAK  python 03_elbo.py --target mean  all nets learn the mean: C1, C3 fail, the samples scatter
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, equations 5 to 14 and table 2"""
 import argparse
 import matplotlib.pyplot as plt
 import torch
-from matplotlib.widgets import RadioButtons
 from torch import nn
-from torch.distributions import MultivariateNormal
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
 # --- knobs
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--target", choices=["eps", "mean"], default="eps", help="mean breaks it")
-parser.add_argument("--iters", type=int, default=700, help="of each net; 50 blurs (%(default)s)")
+parser.add_argument("--iters", type=int, default=700, help="of each net (%(default)s); 50: blurry")
 parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
 args = parser.parse_args()
 if args.iters < 1 or args.seed < 0:
@@ -39,45 +38,52 @@ def two_moons(n):
     """n samples of p_data, (n, 2)."""
     return MU[torch.randint(64, (n,))] + STD * torch.randn(n, 2)
 
-# --- method. Divided by a, lesson 02's chain only adds noise: x_t = x + s eps = x_(t-1) + sqrt(d) z
+# --- method
 BETA = torch.linspace(1e-4, 0.02, 1000)  # lesson 02: step t leaves 1 - beta of a^2
-A = torch.cat([torch.ones(1), (1 - BETA).cumprod(0).sqrt()])[:, None]  # (1001, 1)
-S = (1 / A**2 - 1).sqrt()  # s at t = 0 .. 1000; it was sqrt(1 - a^2), and is divided by a now
-VAR = (S**2).diff(dim=0, prepend=S[:1])  # d, the variance that step t adds (S[0] is 0)
+A = torch.cat([torch.ones(1), (1 - BETA).cumprod(0).sqrt()])[:, None]  # (1001, 1), t = 0 .. 1000
+SIGMA = (1 / A**2 - 1).sqrt()  # (1001, 1), = s / a, as s^2 = 1 - a^2; grows from 0 to 157
+VAR = (SIGMA**2).diff(dim=0, prepend=torch.zeros(1, 1))  # of u, in y_t = y_(t-1) + u
 
-# 1. The bound. Let q(walk) be the density of x_1 .. x_1000 in the chain from x, p(walk) that of
-# x_1000 .. x_1 and x in the model, and E the average over walks that the chain takes from x. Then
-#     p(x) = integral of p(walk) = integral of q(walk) * p(walk) / q(walk) = E[p(walk) / q(walk)]
-# As log E[..] >= E[log ..] (Jensen), log p(x) >= E[log p(walk) - log q(walk)]. A walk's density is
-# the product of the densities of its steps (x_0 is x). So, paired by t, this is
-#     E log p(x_1000) + sum over t of E[log p(x_(t-1) | x_t) - log q(x_t | x_(t-1))]
-# Both are Gaussians. Let p's have the variance d of q's, so that their factors cancel. Step t gives
-#     E|x_t - x_(t-1)|^2 / (2 d) - E|x_(t-1) - p's mean|^2 / (2 d)
-# The first part, from - log q, is E|sqrt(d) z|^2 / (2 d) = 1, as E|z|^2 = 2 on two axes.
-# 2. The mean. Fix x and x_t, and so all noise up to t, s eps = x_t - x. Think of it as a sum of
-# many independent pieces of equal variance. By symmetry, each is on average the same part of it.
-# The last noise, u = x_t - x_(t-1), has d of the variance s^2, so
-#     E[u | x, x_t] = d / s^2 * s eps = d / s * eps
-def step_mean(xt, eps, t):
-    """E[x_(t-1) | x, x_t], (B, 2), from xt (B, 2), the noise eps (B, 2) in it and t (B,)."""
-    return xt - VAR[t] / S[t] * eps
-# The variance of u, d, is that of this mean, d^2 / s^2, plus that around it (total variance). So
-#     Var[u | x, x_t] = d - d^2 / s^2     on each axis, and for every x_t, as all is Gaussian
-# 3. The loss. A net guesses eps from x_t and t, at best as the mean of all eps that fit x_t. Let
-# p's mean be step_mean(x_t, eps_hat, t). Mean squared distance = variance + (distance of means)^2:
-#     E[|x_(t-1) - p's mean|^2 | x, x_t] = 2 (d - d^2 / s^2) + |d / s * (eps - eps_hat)|^2
-# Divided by 2 d and subtracted from 1, this is what step t gives to the bound in 1:
-#     d / s^2 - d / (2 s^2) |eps - eps_hat|^2 = w (2 - |eps - eps_hat|^2)  with
-W = (VAR / (2 * S**2))[1:, 0]  # (1000,), t = 1 .. 1000: .5 at t = 1, .01 at t = 100
-
-def walk_back(eps_net, xt):  # p's walk from x_1000 (n, 2) to samples (n, 2)
+# 1. The noise u. Cut the noise in y_t, sigma eps, into many independent pieces of equal variance; u
+# is var / sigma^2 of them. Given the sum, each is, by symmetry, on average the same part of it. So
+#     E[u | x, y_t] = var / sigma^2 * sigma eps = var / sigma * eps
+# 2. The step back. q(y_(t-1) | y_t) = q(y_t | y_(t-1)) * q(y_(t-1)) / q(y_t) (Bayes). The first is
+# a Gaussian of variance var. Over a short step, the log of the second is nearly linear, and exp of
+# that only moves the Gaussian. Its mean is that of y_t - u, y_t - var / sigma * E[eps | y_t]. The
+# model's step is such a Gaussian, with a net's eps_hat: least squares leads it to E[eps | y_t].
+def walk_back(eps_net, yt):  # from y_1000 (n, 2) to y_0, the samples: a list of 1001 (n, 2)
+    walk = [yt]
     for t in range(1000, 0, -1):
-        eps_hat = eps_net(xt, torch.full((len(xt),), t))
-        xt = step_mean(xt, eps_hat, t) + VAR[t].sqrt() * torch.randn_like(xt)
-    return xt
+        u_hat = VAR[t] / SIGMA[t] * eps_net(yt, torch.full((len(yt),), t))
+        yt = yt - u_hat + VAR[t].sqrt() * torch.randn_like(yt)
+        walk.append(yt)
+    return walk
+
+# 3. The bound, for any u_hat. Let q(walk) be the density of y_1 .. y_1000 in the chain from x,
+# p(walk) that of y_1000 .. y_1 and y_0 = x in the model, E the average over the chain's walks. Then
+#     p(x) = integral of p(walk) = integral of q(walk) * p(walk) / q(walk) = E[p(walk) / q(walk)]
+# As log E[..] >= E[log ..] (Jensen), and as these densities are products over steps, log p(x) >=
+#     E log p(y_1000) + sum over t of E[log p(y_(t-1) | y_t) - log q(y_t | y_(t-1))]
+# 4. The loss. For u = y_t - y_(t-1), both steps are Gaussians of variance var, q's around 0, p's
+# around u_hat. So the constants cancel, and log p - log q is
+#     (|u|^2 - |u - u_hat|^2) / (2 var) = (2 u . u_hat - |u_hat|^2) / (2 var)
+# Given x and y_t, u_hat is fixed. As this is linear in u, the mean of u, var / sigma * eps, may
+# replace u. As u_hat is var / sigma * eps_hat, step t gives, with w = var / (2 sigma^2),
+#     w E[2 eps . eps_hat - |eps_hat|^2] = w E[|eps|^2 - |eps - eps_hat|^2]
+W = (VAR / (2 * SIGMA**2))[1:, 0]  # (1000,), t = 1 .. 1000: .5 at t = 1, .01 at t = 100
+
+def elbo(eps_net, x):
+    """Terms of the bound, means over x (1000 n, 2): log p(y_1000), then t = 1 .. 1000; (1001,)."""
+    terms = [-2 * Normal(0, SIGMA[1000, 0]).entropy()]  # E log p(y_1000), as if from p, 2 axes
+    for t, part in enumerate(x.chunk(1000), 1):  # each step has its own thousandth of x
+        eps = torch.randn_like(part)
+        eps_hat = eps_net(part + SIGMA[t] * eps, torch.full((len(eps),), t))
+        found = (eps**2 - (eps - eps_hat) ** 2).sum(1)  # (n,)
+        terms.append(W[t - 1] * found.mean())
+    return torch.stack(terms)
 
 # --- train
-def train_target(target, iters, seed, w=torch.ones(1000)):  # w (1000,): odds of t = 1 .. 1000
+def train_target(target, iters, seed, w=torch.ones(1000)):  # w (1000,): weight at t = 1 .. 1000
     torch.manual_seed(seed)  # the same seed for every net
     net = nn.Sequential(nn.Linear(3, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
                         nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
@@ -86,65 +92,59 @@ def train_target(target, iters, seed, w=torch.ones(1000)):  # w (1000,): odds of
         optimizer.param_groups[0]["lr"] = 0.02 * (1 - i / iters)  # large steps first, then small
         x, eps = two_moons(512), torch.randn(512, 2)
         t = 1 + w.multinomial(512, replacement=True)  # odds w: on average, a factor w in the loss
-        xt = x + S[t] * eps
-        goal = eps if target == "eps" else A[t] * step_mean(xt, eps, t)  # std 1: x_t has 1 / a
-        answer = net(torch.cat([A[t] * xt, t[:, None] / 1000], 1))
+        yt = x + SIGMA[t] * eps
+        goal = eps if target == "eps" else A[t] * (yt - VAR[t] / SIGMA[t] * eps)  # a times mean
+        answer = net(torch.cat([A[t] * yt, t[:, None] / 1000], 1))  # times a: std 1
         loss = (answer - goal).square().mean()  # of eps without w: L_simple, equation 14
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    def eps_net(xt, t):  # eps_hat, whatever the net learned
-        answer = net(torch.cat([A[t] * xt, t[:, None] / 1000], 1)).detach()
-        return answer if target == "eps" else (xt - answer / A[t]) * S[t] / VAR[t]
+    def eps_net(yt, t):
+        answer = net(torch.cat([A[t] * yt, t[:, None] / 1000], 1)).detach()
+        return answer if target == "eps" else (yt - answer / A[t]) * SIGMA[t] / VAR[t]
     return eps_net
-
-models = {}  # C3: the mean is x_t but for d / s * eps, a hundredth of it, lost in a net's errors
-for target, w in [("eps", W), ("mean", 1 / BETA)]:  # in the bound a * mean counts 1 / (2 beta)
-    models[target] = train_target(target, args.iters, args.seed)
-    models[f"{target} with w"] = train_target(target, args.iters, args.seed, w)
+models = {"with w": train_target(args.target, args.iters, args.seed, W),
+          "without w": train_target(args.target, args.iters, args.seed),
+          "for the mean": train_target("mean", args.iters, args.seed)}  # u_hat is 1% of it
 
 # --- measure
-t = 1 + W.multinomial(100000, replacement=True)  # so sum of w f(t) is W.sum() * mean of f(t)
-x, eps = two_moons(100000), torch.randn(100000, 2)
-end = MultivariateNormal(torch.zeros(2), S[1000] ** 2 * torch.eye(2))  # p's x_1000
-gained, bound = {}, {}  # by net: nats in each octave, and the bound, on average over x
+x = two_moons(100000)
+terms, bound = {}, {}
 for name, eps_net in models.items():
-    found = 2 - (eps - eps_net(x + S[t] * eps, t)).square().sum(1)  # of the noise, (100000,)
-    octave = t.log2().long()  # 0: t = 1, 1: t = 2 and 3, 2: t = 4 to 7, .. up to 9
-    found_in_octave = torch.bincount(octave, weights=found) / 100000  # (10,), sums to found.mean()
-    gained[name] = W.sum() * found_in_octave
-    bound[name] = end.log_prob(x + S[1000] * eps).mean() + gained[name].sum()  # C1, C2, C3
-places = MultivariateNormal(MU, STD**2 * torch.eye(2))  # p_data is the mean of these 64 densities
-log_p = places.log_prob(x[:, None]).exp().mean(1).log()  # mean over 64: (100000,), log p_data(x)
+    torch.manual_seed(args.seed)  # the same x and eps for every net
+    terms[name] = elbo(eps_net, two_moons(500000))
+    bound[name] = terms[name].sum()  # C1, C2, C3; sd of this estimate .03, of a gap .02
+places = MultivariateNormal(MU, STD**2 * torch.eye(2))
+log_p_data = MixtureSameFamily(Categorical(torch.ones(64)), places).log_prob(x).mean()
 gaussian = MultivariateNormal(x.mean(0), x.T.cov()).log_prob(x).mean()  # one, fitted to x
 
 # --- figure
-fig, (chart, ax) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
-for name, style in zip(models, ["C0o-", "C0o--", "C3o-", "C3o--"]):  # blue, red
-    chart.plot(gained["eps with w"] - gained[name], style, label=f"{name}: {bound[name]:.2f}")
-chart.set(xlabel="octave of t (0: t = 1, 5: t = 32 to 63)", ylabel="nats fewer than eps with w")
-chart.legend(title=f"log p_data(x): {log_p.mean():.2f}\none Gaussian: {gaussian:.2f}\nbounds:")
+fig, (chart, *clouds) = plt.subplots(1, 4, figsize=(14, 3.8), layout="constrained")
+fig.suptitle(f"bounds, nats (log p_data {log_p_data:.2f}, one Gaussian {gaussian:.2f}). Grey: data")
+walks = [walk_back(net, SIGMA[1000] * torch.randn(400, 2)) for net in models.values()]
+COLOURS = ["tab:blue", "tab:orange", "tab:red"]
+for name, colour in zip(models, COLOURS):
+    chart.semilogx((terms["with w"] - terms[name]).cumsum(0), colour)  # ends at the bounds' gap
+chart.set(xlabel="t", ylabel='nats fewer than "with w" up to t')
+slider = plt.Slider(plt.axes([0.04, 0.93, 0.2, 0.05]), "t  ", 0, 1000, valinit=0, valstep=1)
 
-def draw(name):
-    torch.manual_seed(args.seed)  # the same noise for every net
-    xt = walk_back(models[name], end.sample((400,)))
-    ax.clear()
-    ax.plot(*two_moons(400).T, ".", color="0.7")
-    ax.plot(*xt.T, ".", color="tab:blue" if bound[name] > gaussian else "tab:red")
-    ax.set(title=f"samples, {name} (grey: data)", aspect=1, xlim=(-3, 3), ylim=(-3, 3))
-    fig.canvas.draw_idle()
-radio = RadioButtons(chart.inset_axes([0.4, 0.7, 0.25, 0.2], title="samples of"), list(models))
-radio.on_clicked(draw)
-radio.set_active(list(models).index(args.target))  # draws
+def draw(t):
+    for ax, name, walk, colour in zip(clouds, models, walks, COLOURS):
+        ax.clear()
+        ax.plot(*x[:400].T, ".", color="0.7")
+        ax.plot(*(A[t] * walk[1000 - t]).T, ".", color=colour)  # times a: x_t
+        ax.set(title=f"net {name}: {bound[name]:.2f}", aspect=1, xlim=[-3, 3], ylim=[-3, 3])
+draw(0)
+slider.on_changed(lambda t: draw(int(t)))  # the slider gives a float
 fig.savefig("03_elbo.png", dpi=120)
 
 # --- claims
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
-claim("C1", "bound, net of --target (limit: one Gaussian)", bound[args.target], ">", gaussian)
-claim("C2", "bound, eps with w (limit: without)", bound["eps with w"], ">", bound["eps"])
-claim("C3", "mean with w (limit: eps with w)", bound["mean with w"], "<", bound["eps with w"])
+claim("C1", "bound without w (limit: one Gaussian)", bound["without w"], ">", gaussian)
+claim("C2", "bound with w (limit: without)", bound["with w"], ">", bound["without w"])
+claim("C3", "bound for the mean (limit: for eps)", bound["for the mean"], "<", bound["without w"])
 print("figure: 03_elbo.png")
 if plt.get_backend().lower() != "agg":  # no window without a display
     plt.show()

@@ -31,7 +31,7 @@ GALLERY = ROOT / ".github" / "gallery"
 MOVES = {  # the name of the widget, and its values on the way from good to broken
     "01_problem": ("slider", [50, 20, 10, 7, 5, 4, 3, 2, 1]),
     "02_ddpm_forward": ("length", [1000, 700, 500, 400, 300, 200, 150, 100, 50, 20]),
-    "03_elbo": ("radio", [0, 1, 3, 2]),  # eps, eps with w, mean with w, mean
+    "03_elbo": ("slider", [1000, 700, 500, 400, 300, 200, 100, 50, 0]),
     "04_ancestral": ("slider", [100, 50, 20, 10, 7, 5, 3, 2, 1]),
     "05_cfm": ("slider", [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2, 0]),
     "06_euler": ("slider", [50, 20, 10, 7, 5, 4, 3, 2, 1]),
