@@ -8,9 +8,9 @@ sigma. Each of 1000 steps adds new noise, u, until sigma is 157. A model walks b
 from a Gaussian of std 157; then each step subtracts u_hat, a net's guess of u from y_t and t, and
 adds fresh noise. Its density p(x) is out of reach, but four steps below lead to a lower bound on
 log p(x), the ELBO: a constant minus the sum of w |eps - eps_hat|^2. DDPM drops w (L_simple): small
-t, where w is large and noise hardly visible, counts less. It reports better pictures (not here).
+t, where w is large and noise hardly visible, counts less. It reports better pictures (untested).
 C1 Trained without w, a net has a bound above the log-likelihood of one Gaussian fitted to the data.
-C2 With w it is higher. C3 If a net learns the mean of the step, it is lower, as u_hat is 1% of it.
+C2 With w it is higher. C3 If the net learns the mean of the step back, y_t - u_hat, it is lower.
 RUN    python 03_elbo.py                (7 seconds; drag t to see the walks)
 BREAK  python 03_elbo.py --target mean  all nets learn the mean: C1, C3 fail, the samples scatter
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, equations 5 to 14 and table 2"""
@@ -47,10 +47,9 @@ VAR = (SIGMA**2).diff(dim=0, prepend=torch.zeros(1, 1))  # of u, in y_t = y_(t-1
 # 1. The noise u. Cut the noise in y_t, sigma eps, into many independent pieces of equal variance; u
 # is var / sigma^2 of them. Given the sum, each is, by symmetry, on average the same part of it. So
 #     E[u | x, y_t] = var / sigma^2 * sigma eps = var / sigma * eps
-# 2. The step back. q(y_(t-1) | y_t) = q(y_t | y_(t-1)) * q(y_(t-1)) / q(y_t) (Bayes). The first is
-# a Gaussian of variance var. Over a short step, the log of the second is nearly linear, and exp of
-# that only moves the Gaussian. Its mean is that of y_t - u, y_t - var / sigma * E[eps | y_t]. The
-# model's step is such a Gaussian, with a net's eps_hat: least squares leads it to E[eps | y_t].
+# 2. The step back. Over a short step, the log density of y is nearly straight. Such a tilt moves a
+# too, and the model's is one, around y_t - u_hat. A net guesses eps: u_hat = var / sigma * eps_hat.
+# too, and so is the model's, around y_t - u_hat. A net guesses eps: u_hat = var / sigma * eps_hat.
 def walk_back(eps_net, yt):  # from y_1000 (n, 2) to y_0, the samples: a list of 1001 (n, 2)
     walk = [yt]
     for t in range(1000, 0, -1):
@@ -101,11 +100,12 @@ def train_target(target, iters, seed, w=torch.ones(1000)):  # w (1000,): weight 
         optimizer.step()
     def eps_net(yt, t):
         answer = net(torch.cat([A[t] * yt, t[:, None] / 1000], 1)).detach()
-        return answer if target == "eps" else (yt - answer / A[t]) * SIGMA[t] / VAR[t]
+        u_hat = yt - answer / A[t]  # if the mean is wrong by 1%, this is by 100%
+        return answer if target == "eps" else u_hat * SIGMA[t] / VAR[t]
     return eps_net
 models = {"with w": train_target(args.target, args.iters, args.seed, W),
           "without w": train_target(args.target, args.iters, args.seed),
-          "for the mean": train_target("mean", args.iters, args.seed)}  # u_hat is 1% of it
+          "for the mean": train_target("mean", args.iters, args.seed)}  # of the step back
 
 # --- measure
 x = two_moons(100000)

@@ -56,16 +56,6 @@ PATHS = {  # (a, s) at t
     "exploding": lambda t: (1 + 0 * t, 20 ** (1 - 2 * t)), "bent": lambda t: (t**2, (1 - t) ** 1.5)}
 
 
-def noise_in(ns, net, xt, a, s):
-    """The script's eps_hat, for xt = a x + s eps."""
-    return ns.find_noise(net, xt / a, s / a)
-
-
-def ddim(ns, xt, eps_hat, a, s, a2, s2, eta):
-    """The script's step, from xt at (a, s) to (a2, s2)."""
-    return a2 * ns.ddim_step(xt / a, eps_hat, s / a, s2 / a2, eta)
-
-
 def levels_and_rates(path, t):
     return *path(t), *torch.autograd.functional.jvp(path, t, torch.ones_like(t))[1]
 
@@ -80,13 +70,12 @@ def test_default_run_keeps_every_claim_and_draws(run):
 # --- the mathematics by another road
 
 
-def test_the_arcs_sigmas_are_lesson_02s_and_end_at_data(ns):
+def test_the_arc_is_lesson_02s_and_begins_at_data(ns):
     papers = np.exp(np.cumsum(np.log1p(-np.concatenate([[0], np.linspace(1e-4, 0.02, 1000)]))))
-    assert np.abs(ns.A.numpy() ** 2 - papers).max() < 1e-5 and ns.SIGMA[0] == 0 and abs(ns.SIGMA[-1] - 157) < 0.5
-    angle = ns.SIGMA.atan()  # of (a, s) on the arc
-    assert (angle.cos() - ns.A).abs().max() < 1e-5 and (angle.sin() - (1 - ns.A**2).sqrt()).abs().max() < 1e-5
+    assert np.abs(ns.A.numpy() ** 2 - papers).max() < 1e-5
+    assert (ns.ARC.square().sum(1) - 1).abs().max() < 1e-6 and ns.ARC[0].tolist() == [1, 0]
     t = 1 - torch.arange(1001) / 1000
-    assert (torch.stack([angle.cos(), angle.sin()]) - torch.stack(arc_of(t))).abs().max() < 0.02  # the chain in continuous time
+    assert (ns.ARC - torch.stack(arc_of(t), 1)).abs().max() < 0.02  # the chain in continuous time, with beta from 0
 
 
 def test_two_moons_are_64_narrow_gaussians_of_mean_variance_1(ns):
@@ -100,12 +89,12 @@ def test_two_moons_are_64_narrow_gaussians_of_mean_variance_1(ns):
 
 @pytest.mark.parametrize("n_steps", [1, 3, 20, 50, 1000])
 def test_paths_run_from_noise_to_data_in_n_steps(ns, n_steps):
-    for sigmas in (ns.arc(n_steps), ns.chord(n_steps)):
-        assert sigmas.shape == (n_steps + 1,) and sigmas[0] > 150 and sigmas[-1] == 0 and (sigmas.diff() < 0).all()
-    t = torch.linspace(0.001, 1, n_steps + 1, dtype=torch.float64)
-    assert (ns.chord(n_steps) * t / (1 - t).clamp(min=1e-9) - 1)[:-1].abs().max() < 1e-4  # s / a = (1 - t) / t
+    for path in (ns.arc(n_steps), ns.chord(n_steps)):
+        assert path.shape == (n_steps + 1, 2) and path[0, 0] < 0.01 and path[-1].tolist() == [1, 0]
+        assert (path[:, 0].diff() > 0).all() and (path[:, 1].diff() < 0).all()
+    assert (ns.chord(n_steps).sum(1) - 1).abs().max() < 1e-6
     k = [round(1000 - 1000 * i / n_steps) for i in range(n_steps + 1)]
-    assert (ns.arc(n_steps).atan() - ns.SIGMA[k].atan()).abs().max() < 2e-3  # .5 is rounded either way
+    assert (ns.arc(n_steps) - ns.ARC[k]).abs().max() < 2e-3  # .5 is rounded either way
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -141,26 +130,24 @@ def test_a_small_step_of_ddim_moves_along_v(ns, name):
     t, h = number(0.4), 1e-6
     a, s, a1, s1 = levels_and_rates(PATHS[name], t)
     xt = a * x + s * eps
-    moved = (ddim(ns, xt, eps, a, s, *PATHS[name](t + h), 0) - xt) / h
+    moved = (ns.ddim_step(xt, eps, a, s, *PATHS[name](t + h), 0) - xt) / h
     assert (moved - (a1 * x + s1 * eps)).abs().max() < 1e-3 * moved.abs().max()
 
 
 @pytest.mark.parametrize("name", PATHS)
 def test_ddim_is_eulers_step_in_x_over_a_and_s_over_a(ns, name):
-    """And the papers' form: x_hat and eps_hat mixed at the next level."""
     xt, eps, _ = pairs(200)
     for t, t2 in ((0.1, 0.2), (0.4, 0.9), (0.8, 1.0)):
         (a, s), (a2, s2) = PATHS[name](number(t)), PATHS[name](number(t2))
         euler = a2 * (xt / a + (s2 / a2 - s / a) * eps)
-        assert (euler - a2 * (xt - s * eps) / a - s2 * eps).abs().max() < 1e-12 * max(1, 1 / a)
-        assert (ddim(ns, xt, eps, a, s, a2, s2, 0) - euler).abs().max() < 1e-12 * max(1, 1 / a)
+        assert (ns.ddim_step(xt, eps, a, s, a2, s2, 0) - euler).abs().max() < 1e-12 * max(1, 1 / a)
 
 
 def test_ddim_on_the_chord_is_flow_matchings_eulers_step(ns):
     xt, eps, _ = pairs(200)
     for t, t2 in ((0.3, 0.35), (0.5, 1.0)):
         v = (xt - (1 - t) * eps) / t - eps  # x_hat - eps_hat
-        got = ddim(ns, xt, eps, *number([t, 1 - t]), *number([t2, 1 - t2]), 0)
+        got = ns.ddim_step(xt, eps, *number([t, 1 - t]), *number([t2, 1 - t2]), 0)
         assert (got - xt - (t2 - t) * v).abs().max() < 1e-12
 
 
@@ -173,7 +160,7 @@ def test_eta_1_is_the_posterior_as_a_product_of_gaussians(ns, name):
         x, c, extra = (xt - s * eps) / a, a / a2, s**2 - (a * s2 / a2) ** 2
         precision = 1 / s2**2 + c**2 / extra
         torch.manual_seed(3)
-        got = ddim(ns, xt, eps, a, s, a2, s2, 1)
+        got = ns.ddim_step(xt, eps, a, s, a2, s2, 1)
         torch.manual_seed(3)
         mean = (a2 * x / s2**2 + c * xt / extra) / precision
         assert (got - mean - torch.randn_like(xt) / precision.sqrt()).abs().max() < 1e-9 * max(1, 1 / a)
@@ -184,9 +171,9 @@ def test_every_eta_keeps_the_noise_at_the_level_it_should_have(ns):
     x, eps, _ = pairs(20_000)
     (a, s), (a2, s2) = arc_of(number(0.4)), arc_of(number(0.6))
     for eta in (0, 0.3, 0.7, 1):
-        noise = (ddim(ns, a * x + s * eps, eps, a, s, a2, s2, eta) - a2 * x) / s2
+        noise = (ns.ddim_step(a * x + s * eps, eps, a, s, a2, s2, eta) - a2 * x) / s2
         assert abs(noise.std().item() - 1) < 0.02
-        assert (ddim(ns, a * x + s * eps, eps, a, s, *number([1, 0]), eta) - x).abs().max() < 1e-10
+        assert (ns.ddim_step(a * x + s * eps, eps, a, s, *number([1, 0]), eta) - x).abs().max() < 1e-10
 
 
 def test_a_point_of_the_chord_over_r_is_the_arcs_of_the_same_x_and_eps(ns):
@@ -195,22 +182,17 @@ def test_a_point_of_the_chord_over_r_is_the_arcs_of_the_same_x_and_eps(ns):
         r = math.hypot(t, 1 - t)
         phi = math.atan2(1 - t, t)
         assert ((t * x + (1 - t) * eps) / r - (math.cos(phi) * x + math.sin(phi) * eps)).abs().max() < 1e-12
-    t = 1 / (1 + ns.chord(1000))
-    assert abs(torch.hypot(t, 1 - t).min() - math.sqrt(0.5)) < 1e-5  # clouds up to 1.41 times too small
+    assert abs(ns.chord(1000).norm(dim=1).min() - math.sqrt(0.5)) < 1e-5  # clouds up to 1.41 times too small
 
 
-def test_the_net_sees_the_arcs_xt_and_forgets_to_the_chords(ns):
-    """Both are y, times the a of a path at this sigma; at sigma = 0 and infinity they are the same."""
-    net = copy.deepcopy(ns.net).double()
-    seen = []
-    net.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+def test_the_net_answers_alike_along_a_ray_and_knows_no_path(ns):
     x, eps, _ = pairs(200)
     for a, s in number([[0.9, 0.1], [0.5, 0.5], [0.1, 0.9]]):
-        ns.find_noise(net, x + s / a * eps, s / a)
-        ns.find_noise(net, x + s / a * eps, s / a, True)
-        xt, r = a * x + s * eps, math.hypot(a, s)
-        assert (seen[-2][:, :2] - xt / r).abs().max() < 1e-12 and (seen[-1][:, :2] - xt).abs().max() < 1e-12  # a + s = 1
-        assert (seen[-2][:, 2] - math.atan2(s, a)).abs().max() < 1e-12 and torch.equal(seen[-2][:, 2], seen[-1][:, 2])
+        xt = a * x + s * eps
+        net = copy.deepcopy(ns.net).double()
+        here, far = ns.find_noise(net, xt, a, s, False), ns.find_noise(net, 7 * xt, 7 * a, 7 * s, False)
+        assert (here - far).abs().max() < 1e-10
+        assert (ns.find_noise(net, xt, a, s, True) - ns.find_noise(net, 7 * xt, 7 * a, 7 * s, True)).abs().max() > 0.1
 
 
 def test_what_the_net_adds_is_the_velocity_along_the_angle(ns):
@@ -219,7 +201,7 @@ def test_what_the_net_adds_is_the_velocity_along_the_angle(ns):
     net = torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2)).double()  # any net
     for a, s in number([[0.02, 1.0], [0.001, 0.999], [0.5, 0.5], [2, 0.3]]):
         r, phi = math.hypot(a, s), math.atan2(s, a)
-        eps_hat = noise_in(ns, net, xt, a, s)
+        eps_hat = ns.find_noise(net, xt, a, s, False)
         rest = net(torch.cat([xt / r, torch.full((200, 1), phi, dtype=torch.float64)], 1))
         x_hat = (xt - s * eps_hat) / a
         assert (x_hat - (math.cos(phi) * xt / r - math.sin(phi) * rest)).abs().max() < 1e-9
@@ -227,15 +209,12 @@ def test_what_the_net_adds_is_the_velocity_along_the_angle(ns):
 
 
 def test_the_exact_score_of_c3_is_bayes_rule(ns):
-    """The script's slope by autograd against minus E[eps | y] / sigma, 64 Gaussians one after the other; on the chord
-    xt = y / 2, and the score twice as large."""
-    y = ns.y.detach().double().numpy()
-    assert np.abs(ns.slope.numpy() + moons.parts(y, 1.0, 1.0)[2]).max() < 1e-3
-    assert np.abs(moons.parts(y / 2, 0.5, 0.5)[2] - moons.parts(y, 1.0, 1.0)[2]).max() < 1e-9  # the same noise
-    xy, area = moons.grid(6, 0.05)
-    p, _, eps_hat = moons.parts(xy, 1.0, 1.0)
-    assert abs((p * (eps_hat**2).mean(1)).sum() * area - 0.576) < 0.005  # what a score of 0 scores
-    assert abs(ns.slope.square().mean() - 0.576) < 0.03
+    """The script's slope by autograd against minus E[eps | xt] / s, 64 Gaussians one after the other."""
+    score = -moons.parts(ns.xt.detach().double().numpy(), 0.5, 0.5)[2] / 0.5
+    assert np.abs(ns.slope.numpy() - score).max() < 1e-3
+    xy, area = moons.grid(4, 0.05)
+    p, _, eps_hat = moons.parts(xy, 0.5, 0.5)
+    assert abs((p * ((eps_hat / 0.5) ** 2).mean(1)).sum() * area - 2.3) < 0.05  # what a score of 0 scores
 
 
 def test_for_one_x_alone_the_score_is_minus_eps_over_s():
@@ -247,8 +226,7 @@ def test_for_one_x_alone_the_score_is_minus_eps_over_s():
 
 def test_the_lowest_possible_loss_is_226_thousandths_and_eps_0_would_score_77_hundredths(ns):
     lowest, zero = [], []
-    angles = ns.SIGMA[5::10].double().atan()
-    for a, s in torch.stack([angles.cos(), angles.sin()], 1).tolist():
+    for a, s in ns.ARC[5::10].double().tolist():
         width = math.sqrt((a * moons.WIDTH) ** 2 + s**2)
         xy, area = moons.grid(2.2 * a + 5 * width, width / 2)
         p, _, eps_hat = moons.parts(xy, a, s)
@@ -290,37 +268,34 @@ def test_a_step_of_ddpm_is_eulers_and_maruyamas_up_to_order_one_and_a_half():
     gap = []
     for T in (100, 1000):
         torch.manual_seed(4)
-        step = ddim(piece, xt, eps_hat, a, s, *arc_of(t + 1 / T), 1)
+        step = piece.ddim_step(xt, eps_hat, a, s, *arc_of(t + 1 / T), 1)
         torch.manual_seed(4)
         euler = xt + beta / T * (xt / 2 - eps_hat / s) + (beta / T).sqrt() * torch.randn_like(xt)
         gap.append((step - euler).norm().item())
     assert 1.4 < math.log10(gap[0] / gap[1]) < 1.6
 
 
-def test_levels_times_any_numbers_give_the_same_samples_and_only_their_ratios_count(ns):
-    """xt = a x + s eps, walked level by level in the papers' form with the chord's levels, the same over r, and others."""
+def test_the_chord_is_the_arc_walked_through_the_chords_ratios(ns):
+    """So levels over r, or over anything else, move no sample: the path drops out and the ratios a : s are left."""
     net, noise = copy.deepcopy(ns.net).double(), pairs(500)[1]
-    t = torch.linspace(0.001, 1, 11, dtype=torch.float64)[:, None]
-    levels = torch.cat([t, 1 - t], 1)
-    walked = ns.walk_path(net, noise, (1 - t[:, 0]) / t[:, 0], 0)
-    for scale in (1, 1 / levels.norm(dim=1, keepdim=True), torch.linspace(9, 1, 11, dtype=torch.float64)[:, None] ** 2):
-        scaled = levels * scale
-        xt = scaled[0, 1] * noise
-        for (a, s), (a2, s2) in zip(scaled, scaled[1:]):
-            eps_hat = noise_in(ns, net, xt, a, s)
-            xt = a2 * (xt - s * eps_hat) / a + s2 * eps_hat
-        assert (xt / scaled[-1, 0] - walked).abs().max() < 1e-8
-    assert (ns.walk_path(net, noise, (1 - t[:, 0]) / t[:, 0], 0, True) - walked).abs().max() > 0.1  # forgotten
+    levels = ns.chord(10).double()
+    on_chord = ns.walk_path(net, levels[0].norm() * noise, levels, 0, False)
+    on_arc = ns.walk_path(net, noise, levels / levels.norm(dim=1, keepdim=True), 0, False)
+    assert (on_arc - on_chord).abs().max() < 1e-9
+    scale = torch.linspace(9, 1, 11, dtype=torch.float64)[:, None] ** 2
+    wild = levels * scale
+    assert (ns.walk_path(net, wild[0].norm() * noise, wild, 0, False) - on_chord).abs().max() < 1e-9
+    assert (ns.walk_path(net, wild[0].norm() * noise, wild, 0, True) - on_chord).abs().max() > 0.1  # forgotten
 
 
-def upper_chain(ns, noise, sigmas):
-    """Lesson 04's chain with its other variance, beta, in y; the last step adds nothing."""
-    y = sigmas[0] * noise
-    for sigma, sigma2 in zip(sigmas, sigmas[1:]):
-        added = sigma**2 - sigma2**2  # beta / a^2, so beta / a2^2 is added * a^2 / a2^2
-        y = y - added / sigma * ns.find_noise(ns.net, y, sigma)
-        y = y + (sigma2 > 0) * (added * (1 + sigma2**2) / (1 + sigma**2)).sqrt() * torch.randn_like(y)
-    return y
+def upper_chain(ns, xt, levels):
+    """Lesson 04's chain with its other variance, beta; the last step adds nothing."""
+    for (a, s), (a2, s2) in zip(levels, levels[1:]):
+        x_hat = (xt - s * ns.find_noise(ns.net, xt, a, s, False)) / a
+        keep = a / a2
+        mean = a2 * x_hat + keep * s2**2 / s**2 * (xt - a * x_hat)
+        xt = mean + (s2 > 0) * (1 - keep**2).sqrt() * torch.randn_like(xt)
+    return xt
 
 
 CALLS = (5, 10, 14, 20, 28, 40, 80)
@@ -330,10 +305,10 @@ CALLS = (5, 10, 14, 20, 28, 40, 80)
 def table(ns):
     """Energy distance after CALLS calls of the one net, mean of two draws; and the calls to .005, between the columns."""
     torch.manual_seed(5)
-    walks = {"eta 1": lambda z, n: ns.walk_path(ns.net, z, ns.arc(n), 1),
-             "eta .5": lambda z, n: ns.walk_path(ns.net, z, ns.arc(n), 0.5),
-             "eta 0": lambda z, n: ns.walk_path(ns.net, z, ns.arc(n), 0),
-             "chord": lambda z, n: ns.walk_path(ns.net, z, ns.chord(n), 0),
+    walks = {"eta 1": lambda z, n: ns.walk_path(ns.net, z, ns.arc(n), 1, False),
+             "eta .5": lambda z, n: ns.walk_path(ns.net, z, ns.arc(n), 0.5, False),
+             "eta 0": lambda z, n: ns.walk_path(ns.net, z, ns.arc(n), 0, False),
+             "chord": lambda z, n: ns.walk_path(ns.net, z, ns.chord(n), 0, False),
              "beta": lambda z, n: upper_chain(ns, z, ns.arc(n))}
     rows, calls = {}, {}
     for name, walk in walks.items():
@@ -373,7 +348,7 @@ def test_80_steps_of_ddim_or_of_the_chord_leave_a_thousandth_at_most(table):
 
 def test_40_steps_of_ddim_are_as_good_as_all_1000_of_the_chain(ns, table):
     torch.manual_seed(6)
-    chain = np.mean([ns.energy_distance(ns.walk_path(ns.net, z, ns.arc(1000), 1), real)
+    chain = np.mean([ns.energy_distance(ns.walk_path(ns.net, z, ns.arc(1000), 1, False), real)
                      for z, real in clouds(draws=2)])
     assert chain < 0.008 and table[0]["eta 0"][40] - chain < 0.005
 
@@ -381,7 +356,7 @@ def test_40_steps_of_ddim_are_as_good_as_all_1000_of_the_chain(ns, table):
 def test_ten_steps_with_fresh_noise_end_narrower_than_without_and_both_narrower_than_the_data(ns):
     """Variance along the moons: 1.5 in the data, 1.2 after ten steps of eta = 0, 1.0 after ten of eta = 1."""
     torch.manual_seed(7)
-    width = [np.mean([ns.walk_path(ns.net, z, ns.arc(10), eta)[:, 0].var() for z, _ in clouds()]) for eta in (0, 1)]
+    width = [np.mean([ns.walk_path(ns.net, z, ns.arc(10), eta, False)[:, 0].var() for z, _ in clouds()]) for eta in (0, 1)]
     assert abs(width[1] - 1.02) < 0.1 and abs(width[0] - 1.21) < 0.1
     assert width[1] < width[0] - 0.07 < 1.4 < pairs(10_000)[0][:, 0].var()
 
@@ -389,22 +364,22 @@ def test_ten_steps_with_fresh_noise_end_narrower_than_without_and_both_narrower_
 def test_the_squared_error_of_eps_at_random_levels_of_the_arc_is_below_five_thousandths(ns):
     x, eps, _ = pairs(10_000)
     k = torch.randint(1, 1001, (10_000,), generator=torch.Generator().manual_seed(0))
-    sigma = ns.SIGMA[k].double()[:, None]
-    y = x + sigma * eps
-    best = moons.parts(y.numpy(), 1.0, sigma.numpy())[2]
-    learned = ns.find_noise(ns.net, y.float(), sigma.float()).double().numpy()
+    a, s = ns.ARC[k].double().split(1, dim=1)
+    xt = a * x + s * eps
+    best = moons.parts(xt.numpy(), a.numpy(), s.numpy())[2]
+    learned = ns.find_noise(ns.net, xt.float(), a.float(), s.float(), False).double().numpy()
     error = ((learned - best) ** 2).mean()
     assert 0 < error < 0.005 and 1 < 1 + error / ((best - eps.numpy()) ** 2).mean() < 1.02
 
 
 def test_on_the_chord_that_it_never_saw_the_net_finds_the_noise_to_a_hundredth(ns):
-    """Mean squared error of eps_hat at random t, .003 to .004; given the chord's xt, it is .05 and more off."""
+    """Mean squared error of eps_hat at random t, .003 to .004; without the division by r it is .05 and more."""
     x, eps, _ = pairs(10_000)
     t = 0.02 + 0.96 * torch.rand(10_000, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    sigma = (1 - t) / t
-    y = x + sigma * eps
-    best = moons.parts(y.numpy(), 1.0, sigma.numpy())[2]
-    error = [((ns.find_noise(ns.net, y.float(), sigma.float(), forget).numpy() - best) ** 2).mean() for forget in (False, True)]
+    xt = t * x + (1 - t) * eps
+    best = moons.parts(xt.numpy(), t.numpy(), 1 - t.numpy())[2]
+    error = [((ns.find_noise(ns.net, xt.float(), t.float(), 1 - t.float(), forget).numpy() - best) ** 2).mean()
+             for forget in (False, True)]
     assert error[0] < 0.01 and error[1] > 0.05
 
 
@@ -425,7 +400,7 @@ def test_a_flow_matching_net_runs_as_a_ddpm(ns):
 
     got = []
     for n_steps, eta in ((200, 1), (40, 0)):
-        got.append(np.mean([ns.energy_distance(ns.walk_path(net, z, ns.arc(n_steps), eta), real)
+        got.append(np.mean([ns.energy_distance(ns.walk_path(net, z, ns.arc(n_steps), eta, False), real)
                             for z, real in clouds(draws=2)]))
     assert got[0] < 0.01 and got[1] < 0.005
 
@@ -439,15 +414,15 @@ def test_a_net_that_is_trained_on_v_itself_does_as_well_as_one_trained_on_eps(ns
     for i in range(1300):
         optimizer.param_groups[0]["lr"] = 0.03 * (1 - i / 1300)
         x, eps = ns.two_moons(1024), torch.randn(1024, 2)
-        angle = ns.SIGMA[torch.randint(1, 1001, (1024, 1))].atan()
-        xt, v_sh = angle.cos() * x + angle.sin() * eps, angle.cos() * eps - angle.sin() * x
-        loss = (net(torch.cat([xt, angle], 1)) - v_sh).square().mean()
+        a, s = ns.ARC[torch.randint(1, 1001, (1024,))].split(1, 1)
+        loss = (net(torch.cat([a * x + s * eps, torch.atan2(s, a)], 1)) - a * eps + s * x).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     net.requires_grad_(False)
     for path in (ns.arc, ns.chord):
-        assert np.mean([ns.energy_distance(ns.walk_path(net, z, path(40), 0), real) for z, real in clouds(draws=2)]) < 0.006
+        miss = [ns.energy_distance(ns.walk_path(net, z, path(40), 0), real) for z, real in clouds(draws=2)]
+        assert np.mean(miss) < 0.006
 
 
 def test_learning_the_noise_of_pairs_is_learning_the_score():
@@ -470,7 +445,7 @@ def test_learning_the_noise_of_pairs_is_learning_the_score():
         log_p = (-off / (2 * ((a * moons.WIDTH) ** 2 + s**2))).logsumexp(1)
         score = torch.autograd.grad(log_p.sum(), score)[0]
         for name, target in (("pairs", eps), ("score", -s * score), ("half", -s * score / 2)):
-            loss = (w * (noise_in(piece, net, xt, a, s) - target) ** 2).sum()
+            loss = (w * (piece.find_noise(net, xt, a, s, False) - target) ** 2).sum()
             grads[name] = grads[name] + torch.cat([g.flatten() for g in torch.autograd.grad(loss, net.parameters())])
     size = grads["score"].norm()
     assert (grads["pairs"] - grads["score"]).norm() / size < 1e-4
@@ -544,22 +519,14 @@ def look(ns):
     return [(score, dot.get_color(), dot.get_xydata().copy()) for score, dot in zip(scores, dots)]
 
 
-def test_the_levels_lie_on_the_arc_and_the_chord_and_their_slopes_are_the_sigmas(ns):
-    for line, path, power in zip(ns.panels[0].lines, (ns.arc, ns.chord), (2, 1)):
-        a, s = torch.tensor(line.get_xydata()).T
-        assert (a**power + s**power - 1).abs().max() < 1e-6
-        assert (s - a * path(20).double()).abs().max() < 1e-6
-
-
 def test_sliders_break_the_steps_and_the_chord_and_go_back(ns):
     before = look(ns)
-    assert [colour for _, colour, _ in before] == ["tab:blue", "tab:orange"]  # as the levels on the left
-    assert [line.get_color() for line in ns.panels[0].lines[:2]] == ["tab:blue", "tab:orange"]
+    assert [colour for _, colour, _ in before] == ["tab:blue", "tab:blue"]
     try:
         ns.steps.set_val(5)
         few = look(ns)
-        assert few[0][0] > 0.05 > few[1][0] and [c for _, c, _ in few] == ["tab:red", "tab:orange"]
-        assert [len(line.get_xydata()) for line in ns.panels[0].lines] == [6, 6, 2]
+        assert few[0][0] > 0.05 > few[1][0] and [c for _, c, _ in few] == ["tab:red", "tab:blue"]
+        assert len(ns.panels[0].lines[-1].get_xydata()) == 6
         ns.steps.set_val(10)
         ode = look(ns)
         ns.eta.set_val(1)
@@ -591,10 +558,9 @@ def test_break_forget(lesson, seed):
 
 
 def test_a_net_of_50_iterations_blurs(ns, lesson):
-    """Squared error of the score .004 to .011 (of 1300: .0006 to .001), energy distance .007 to .014 (.001)."""
+    """Squared error of the score .017 to .045 (of 1300: .003 to .004), energy distance .007 to .014 (.001)."""
     blurred = lesson(NAME, "--iters", "50").ns
-    missed = [blurred.error, ns.error]
-    assert missed[0] > 2 * missed[1] and blurred.arc_40 > 0.003 + ns.arc_40
+    assert blurred.error > 2 * ns.error and blurred.arc_40 > 0.003 + ns.arc_40
 
 
 def test_same_seed_same_numbers_and_another_seed_others(lesson):
@@ -606,7 +572,7 @@ def test_train_and_walk_paste_and_learn():
     piece = paste(NAME, "train_on_arc", "walk_path", "arc")
     net = piece.train_on_arc(2)
     assert not any(p.requires_grad for p in net.parameters())
-    assert piece.walk_path(net, torch.randn(7, 2), piece.arc(4), 0.5).shape == (7, 2)
+    assert piece.walk_path(net, torch.randn(7, 2), piece.arc(4), 0.5, False).shape == (7, 2)
 
 
 @pytest.mark.parametrize("flags", [
