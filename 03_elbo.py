@@ -48,8 +48,8 @@ VAR = (SIGMA**2).diff(dim=0, prepend=torch.zeros(1, 1))  # of u, in y_t = y_(t-1
 # is var / sigma^2 of them. Given the sum, each is, by symmetry, on average the same part of it. So
 #     E[u | x, y_t] = var / sigma^2 * sigma eps = var / sigma * eps
 # 2. The step back. Over a short step, the log density of y is nearly straight. Such a tilt moves a
-# too, and the model's is one, around y_t - u_hat. A net guesses eps: u_hat = var / sigma * eps_hat.
-# too, and so is the model's, around y_t - u_hat. A net guesses eps: u_hat = var / sigma * eps_hat.
+# Gaussian, but keeps its width: walked back, the chain's step is nearly a Gaussian of variance var,
+# too. The model's is one, around y_t - u_hat. A net guesses eps, and u_hat = var / sigma * eps_hat.
 def walk_back(eps_net, yt):  # from y_1000 (n, 2) to y_0, the samples: a list of 1001 (n, 2)
     walk = [yt]
     for t in range(1000, 0, -1):
@@ -73,7 +73,7 @@ W = (VAR / (2 * SIGMA**2))[1:, 0]  # (1000,), t = 1 .. 1000: .5 at t = 1, .01 at
 
 def elbo(eps_net, x):
     """Terms of the bound, means over x (1000 n, 2): log p(y_1000), then t = 1 .. 1000; (1001,)."""
-    terms = [-2 * Normal(0, SIGMA[1000, 0]).entropy()]  # E log p(y_1000), as if from p, 2 axes
+    terms = [-2 * Normal(0, SIGMA[1000, 0]).entropy()]  # E log p(y_1000), to 4e-5; 2 axes
     for t, part in enumerate(x.chunk(1000), 1):  # each step has its own thousandth of x
         eps = torch.randn_like(part)
         eps_hat = eps_net(part + SIGMA[t] * eps, torch.full((len(eps),), t))
