@@ -47,9 +47,9 @@ VAR = (SIGMA**2).diff(dim=0, prepend=torch.zeros(1, 1))  # of u, in y_t = y_(t-1
 # 1. The noise u. Cut the noise in y_t, sigma eps, into many independent pieces of equal variance; u
 # is var / sigma^2 of them. Given the sum, each is, by symmetry, on average the same part of it. So
 #     E[u | x, y_t] = var / sigma^2 * sigma eps = var / sigma * eps
-# 2. The step back. Over a short step, the log density of y is nearly straight. Such a tilt moves a
-# Gaussian, but keeps its width: walked back, the chain's step is nearly a Gaussian of variance var,
-# too. The model's is one, around y_t - u_hat. A net guesses eps, and u_hat = var / sigma * eps_hat.
+# 2. The step back. By Bayes, it is the chain's step, a Gaussian, times the density of y_(t-1). In a
+# short step, the log of that is nearly straight, which moves the Gaussian, but keeps its width. The
+# model's has variance var, around y_t - u_hat. A net guesses eps: u_hat = var / sigma * eps_hat.
 def walk_back(eps_net, yt):  # from y_1000 (n, 2) to y_0, the samples: a list of 1001 (n, 2)
     walk = [yt]
     for t in range(1000, 0, -1):
