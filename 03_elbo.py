@@ -100,7 +100,7 @@ def train_target(target, iters, seed, w=torch.ones(1000)):  # w (1000,): weight 
         optimizer.step()
     def eps_net(yt, t):
         answer = net(torch.cat([A[t] * yt, t[:, None] / 1000], 1)).detach()
-        u_hat = yt - answer / A[t]  # if the mean is wrong by 1%, this is by 100%
+        u_hat = yt - answer / A[t]  # it is 1% of y_t: if the mean is off by 1%, it is by 100%
         return answer if target == "eps" else u_hat * SIGMA[t] / VAR[t]
     return eps_net
 models = {"with w": train_target(args.target, args.iters, args.seed, W),
@@ -125,7 +125,7 @@ walks = [walk_back(net, SIGMA[1000] * torch.randn(400, 2)) for net in models.val
 COLOURS = ["tab:blue", "tab:orange", "tab:red"]
 for name, colour in zip(models, COLOURS):
     chart.semilogx((terms["with w"] - terms[name]).cumsum(0), colour)  # ends at the bounds' gap
-chart.set(xlabel="t", ylabel='nats fewer than "with w" up to t')
+chart.set(xlim=[1, 1000], xlabel="t", ylabel='nats behind "with w", steps 1 to t')
 slider = plt.Slider(plt.axes([0.04, 0.93, 0.2, 0.05]), "t  ", 0, 1000, valinit=0, valstep=1)
 
 def draw(t):
