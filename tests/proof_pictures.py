@@ -1,8 +1,9 @@
-"""Three pictures for the README: what its code on the front page draws, and what the tests of 10 and 12 measure.
+"""Four pictures for the README: the path, what its code on the front page draws, and what the tests of 10 and 12 measure.
 `python tests/regenerate.py --proofs` draws them."""
 import re
 
 import matplotlib.pyplot as plt
+import numpy as np
 import test_10_discrete as media
 import test_12_maskgit as masks
 import torch
@@ -104,3 +105,35 @@ def draw_heart():
     plt.figure(figsize=(5, 3), layout="constrained")
     exec(compile(code, "README.md", "exec"), {})
     plt.savefig(GALLERY / "heart.png", dpi=120)
+
+
+def draw_path():
+    """In one dimension, from noise to two Gaussians: lines of fixed pairs, and points that follow the exact mean velocity."""
+    rng, n, steps, mu, std = np.random.default_rng(0), 60, 400, np.array([-1.0, 1.5]), 0.15
+    t = np.linspace(0, 1, steps + 1)
+    eps = rng.standard_normal(n)
+    x = rng.choice(mu, n) + std * rng.standard_normal(n)
+    walk = [eps]
+    for i in range(steps):
+        a, s = t[i], 1 - t[i]
+        var = (a * std) ** 2 + s**2  # of x_t around a mu
+        off = walk[-1][:, None] - a * mu
+        odds = np.exp(-(off**2) / (2 * var))
+        odds /= odds.sum(1, keepdims=True)
+        x_hat, eps_hat = (odds * (mu + a * std**2 / var * off)).sum(1), (odds * s / var * off).sum(1)
+        walk.append(walk[-1] + (x_hat - eps_hat) / steps)
+    fig, panels = plt.subplots(1, 2, figsize=(12, 4.2), sharey=True, layout="constrained")
+    panels[0].plot(t, np.outer(t, x) + np.outer(1 - t, eps), "0.7", lw=1)
+    panels[1].plot(t, np.array(walk), "tab:blue", lw=1)
+    y = np.linspace(-3.2, 3.2, 400)
+    noise = np.exp(-(y**2) / 2) / np.sqrt(2 * np.pi)
+    data = np.exp(-((y[:, None] - mu) ** 2) / (2 * std**2)).sum(1) / (2 * std * np.sqrt(2 * np.pi))
+    between = ["a path YOU choose:\nx_t = t x + (1 - t) eps", "x_t follows v(x_t, t),\nwhich a net learns"]
+    for ax, words in zip(panels, between):
+        ax.fill_betweenx(y, -0.3 * noise, color="k")
+        ax.fill_betweenx(y, 1, 1 + 0.12 * data, color="0.7")
+        ax.set(xlim=(-0.2, 1.25), ylim=(-3.2, 3.2), xticks=[0, 0.5, 1], yticks=[])
+        ax.set_xticklabels(["t = 0\nnoise", words, "t = 1\ndata"])
+    panels[0].set_title("fixed, for training: pairs of noise and data, on lines that cross")
+    panels[1].set_title("learned, for sampling: the mean velocity of all lines at a place")
+    fig.savefig(GALLERY / "path.png", dpi=120)

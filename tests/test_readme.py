@@ -19,7 +19,7 @@ LINES = TEXT.splitlines()
 SECTIONS = {part[:2]: part for part in TEXT.split("\n## ")[1:]}  # "06": its section
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in LINES if line.startswith("| <img ")]
 SEVERAL_FLAGS = r"--[a-zA-Z][\w-]*(?: [\w.][\w.+-]*)?(?: --[a-zA-Z][\w-]*(?: [\w.][\w.+-]*)?)*"
-PROOFS = {f".github/gallery/{name}.png" for name in ("10_media", "12_asked", "heart")}  # by tests/proof_pictures.py
+PROOFS = {f".github/gallery/{name}.png" for name in ("10_media", "12_asked", "heart", "path")}  # by tests/proof_pictures.py
 each_lesson = pytest.mark.parametrize("name", NAMES)
 
 
@@ -191,6 +191,7 @@ def test_pictures_of_proofs_are_drawn_in_the_same_size(tmp_path, monkeypatch):
     with torch.enable_grad():
         proof_pictures.draw_12(20)
         proof_pictures.draw_heart()
+    proof_pictures.draw_path()
     assert {f".github/gallery/{path.name}" for path in tmp_path.iterdir()} == PROOFS
     for path in tmp_path.iterdir():
         again = (ROOT / ".github/gallery" / path.name).read_bytes()
