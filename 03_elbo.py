@@ -6,11 +6,11 @@
 Lesson 02's x_t = a x + s eps, divided by a, is y_t = x + sigma eps: data, blurred by noise of std
 sigma. Each of 1000 steps adds new noise, u, until sigma is 157. A model walks back: it draws y_1000
 from a Gaussian of std 157; then each step subtracts u_hat, a net's guess of u from y_t and t, and
-adds fresh noise. Its density p(x) is out of reach, but four steps below lead to a lower bound on
-log p(x), the ELBO: a constant minus the sum of w |eps - eps_hat|^2. DDPM drops w (L_simple): small
-t, where w is large and noise hardly visible, counts less. It reports better pictures (untested).
+adds fresh noise. Its density p(x) is out of reach, but log p(x) has a lower bound, the ELBO: a
+constant minus the mean of w |eps - eps_hat|^2, summed over t. DDPM drops w (L_simple): small t,
+where w is large and noise hardly visible, counts less. It reports better pictures (not shown here).
 C1 Trained without w, a net has a bound above the log-likelihood of one Gaussian fitted to the data.
-C2 With w it is higher. C3 If the net learns the mean of the step back, y_t - u_hat, it is lower.
+C2 With w its bound is higher. C3 If, without w, it learns the mean of y_(t-1), its bound is lower.
 RUN    python 03_elbo.py                (7 seconds; drag t to see the walks)
 BREAK  python 03_elbo.py --target mean  all nets learn the mean: C1, C3 fail, the samples scatter
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, equations 5 to 14 and table 2"""
@@ -42,14 +42,13 @@ def two_moons(n):
 BETA = torch.linspace(1e-4, 0.02, 1000)  # lesson 02: step t leaves 1 - beta of a^2
 A = torch.cat([torch.ones(1), (1 - BETA).cumprod(0).sqrt()])[:, None]  # (1001, 1), t = 0 .. 1000
 SIGMA = (1 / A**2 - 1).sqrt()  # (1001, 1), = s / a, as s^2 = 1 - a^2; grows from 0 to 157
-VAR = (SIGMA**2).diff(dim=0, prepend=torch.zeros(1, 1))  # of u, in y_t = y_(t-1) + u
+VAR = (SIGMA**2).diff(dim=0, prepend=torch.zeros(1, 1))  # (1001, 1), of u in y_t = y_(t-1) + u
 
-# 1. The noise u. Cut the noise in y_t, sigma eps, into many independent pieces of equal variance; u
-# is var / sigma^2 of them. Given the sum, each is, by symmetry, on average the same part of it. So
+# The step. The chain adds u ~ N(0, var). All the noise in y_t, sigma eps, is a sum of independent
+# Gaussians, of which u is one. E[part | sum] is the part's share of the variance, times the sum:
 #     E[u | x, y_t] = var / sigma^2 * sigma eps = var / sigma * eps
-# 2. The step back. By Bayes, it is the chain's step, a Gaussian, times the density of y_(t-1). In a
-# short step, the log of that is nearly straight, which moves the Gaussian, but keeps its width. The
-# model's has variance var, around y_t - u_hat. A net guesses eps: u_hat = var / sigma * eps_hat.
+# So a guess of eps is a guess of u. With x unknown, y_t hardly narrows u down, so the model draws u
+# from N(u_hat, var), and subtracts it. (Other variances would give a bound, too.)
 def walk_back(eps_net, yt):  # from y_1000 (n, 2) to y_0, the samples: a list of 1001 (n, 2)
     walk = [yt]
     for t in range(1000, 0, -1):
@@ -58,22 +57,22 @@ def walk_back(eps_net, yt):  # from y_1000 (n, 2) to y_0, the samples: a list of
         walk.append(yt)
     return walk
 
-# 3. The bound, for any u_hat. Let q(walk) be the density of y_1 .. y_1000 in the chain from x,
-# p(walk) that of y_1000 .. y_1 and y_0 = x in the model, E the average over the chain's walks. Then
-#     p(x) = integral of p(walk) = integral of q(walk) * p(walk) / q(walk) = E[p(walk) / q(walk)]
-# As log E[..] >= E[log ..] (Jensen), and as these densities are products over steps, log p(x) >=
-#     E log p(y_1000) + sum over t of E[log p(y_(t-1) | y_t) - log q(y_t | y_(t-1))]
-# 4. The loss. For u = y_t - y_(t-1), both steps are Gaussians of variance var, q's around 0, p's
-# around u_hat. So the constants cancel, and log p - log q is
-#     (|u|^2 - |u - u_hat|^2) / (2 var) = (2 u . u_hat - |u_hat|^2) / (2 var)
-# Given x and y_t, u_hat is fixed. As this is linear in u, the mean of u, var / sigma * eps, may
-# replace u. As u_hat is var / sigma * eps_hat, step t gives, with w = var / (2 sigma^2),
+# The bound. Let q be the density of y_1 .. y_1000 in the chain from y_0 = x, p that of y_0, y_1 ..
+# in the model, and E the mean over the chain's walks. Then
+#     p(x) = integral of p over y_1 .. y_1000 = integral of q * p / q = E[p / q]
+# As log E >= E log (Jensen), and as p and q are products over steps, log p(x) is at least
+#     E[log p(y_1000) + sum over t of (log p(y_(t-1) | y_t) - log q(y_t | y_(t-1)))]
+# In u = y_t - y_(t-1), q's step is N(0, var), p's N(u_hat, var). Constants cancel, and term t is
+#     E[|u|^2 - |u - u_hat|^2] / (2 var) = E[2 u . u_hat - |u_hat|^2] / (2 var)
+# Given x and y_t, u_hat is fixed, so the mean of u, var / sigma * eps, may replace u. With
+# u_hat = var / sigma * eps_hat and w = var / (2 sigma^2), term t is then
 #     w E[2 eps . eps_hat - |eps_hat|^2] = w E[|eps|^2 - |eps - eps_hat|^2]
-W = (VAR / (2 * SIGMA**2))[1:, 0]  # (1000,), t = 1 .. 1000: .5 at t = 1, .01 at t = 100
+W = (VAR / (2 * SIGMA**2))[1:, 0]  # (1000,): .5 at t = 1, .01 at 100, .005 at 300, .01 at 1000
 
 def elbo(eps_net, x):
     """Terms of the bound, means over x (1000 n, 2): log p(y_1000), then t = 1 .. 1000; (1001,)."""
-    terms = [-2 * Normal(0, SIGMA[1000, 0]).entropy()]  # E log p(y_1000), to 4e-5; 2 axes
+    last = x + SIGMA[1000] * torch.randn_like(x)  # y_1000
+    terms = [Normal(0, SIGMA[1000]).log_prob(last).sum(1).mean()]
     for t, part in enumerate(x.chunk(1000), 1):  # each step has its own thousandth of x
         eps = torch.randn_like(part)
         eps_hat = eps_net(part + SIGMA[t] * eps, torch.full((len(eps),), t))
@@ -90,22 +89,23 @@ def train_target(target, iters, seed, w=torch.ones(1000)):  # w (1000,): weight 
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = 0.02 * (1 - i / iters)  # large steps first, then small
         x, eps = two_moons(512), torch.randn(512, 2)
-        t = 1 + w.multinomial(512, replacement=True)  # odds w: on average, a factor w in the loss
+        t = 1 + w.multinomial(512, replacement=True)  # odds w: like a factor w in the loss
         yt = x + SIGMA[t] * eps
-        goal = eps if target == "eps" else A[t] * (yt - VAR[t] / SIGMA[t] * eps)  # a times mean
-        answer = net(torch.cat([A[t] * yt, t[:, None] / 1000], 1))  # times a: std 1
+        mean = yt - VAR[t] / SIGMA[t] * eps  # of y_(t-1), given x and y_t
+        goal = eps if target == "eps" else A[t] * mean  # times a: std 1
+        answer = net(torch.cat([A[t] * yt, t[:, None] / 1000], 1))
         loss = (answer - goal).square().mean()  # of eps without w: L_simple, equation 14
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     def eps_net(yt, t):
         answer = net(torch.cat([A[t] * yt, t[:, None] / 1000], 1)).detach()
-        u_hat = yt - answer / A[t]  # it is 1% of y_t: if the mean is off by 1%, it is by 100%
+        u_hat = yt - answer / A[t]  # about 1% of y_t: lost if the learned mean is 1% off
         return answer if target == "eps" else u_hat * SIGMA[t] / VAR[t]
     return eps_net
 models = {"with w": train_target(args.target, args.iters, args.seed, W),
           "without w": train_target(args.target, args.iters, args.seed),
-          "for the mean": train_target("mean", args.iters, args.seed)}  # of the step back
+          "for the mean": train_target("mean", args.iters, args.seed)}
 
 # --- measure
 x = two_moons(100000)
@@ -113,7 +113,7 @@ terms, bound = {}, {}
 for name, eps_net in models.items():
     torch.manual_seed(args.seed)  # the same x and eps for every net
     terms[name] = elbo(eps_net, two_moons(500000))
-    bound[name] = terms[name].sum()  # C1, C2, C3; sd of this estimate .03, of a gap .02
+    bound[name] = terms[name].sum()  # C1, C2, C3; another draw of x and eps moves it by .03
 places = MultivariateNormal(MU, STD**2 * torch.eye(2))
 log_p_data = MixtureSameFamily(Categorical(torch.ones(64)), places).log_prob(x).mean()
 gaussian = MultivariateNormal(x.mean(0), x.T.cov()).log_prob(x).mean()  # one, fitted to x
@@ -124,8 +124,8 @@ fig.suptitle(f"bounds, nats (log p_data {log_p_data:.2f}, one Gaussian {gaussian
 walks = [walk_back(net, SIGMA[1000] * torch.randn(400, 2)) for net in models.values()]
 COLOURS = ["tab:blue", "tab:orange", "tab:red"]
 for name, colour in zip(models, COLOURS):
-    chart.semilogx((terms["with w"] - terms[name]).cumsum(0), colour)  # ends at the bounds' gap
-chart.set(xlim=[1, 1000], xlabel="t", ylabel='nats behind "with w", steps 1 to t')
+    chart.semilogx(range(1001), (terms["with w"] - terms[name]).cumsum(0), colour)
+chart.set(xlim=[1, 1000], xlabel="t", ylabel='nats behind "with w", up to t')
 slider = plt.Slider(plt.axes([0.04, 0.93, 0.2, 0.05]), "t  ", 0, 1000, valinit=0, valstep=1)
 
 def draw(t):

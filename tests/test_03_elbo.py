@@ -258,7 +258,7 @@ def means(t, x, eps, guess):
 
 
 def step_back(piece, yt, noise, t):
-    """y_t minus the share var / sigma of the noise, as in the script's step 1 (and 2, for a net's noise)."""
+    """y_t minus the share var / sigma of the noise, as in the script's E[u | x, y_t] (and in its walk, for a net's noise)."""
     return torch.tensor(yt) - piece.VAR[t] / piece.SIGMA[t] * torch.tensor(noise)
 
 
@@ -331,7 +331,7 @@ def test_the_scripts_bound_of_a_net_that_knows_one_gaussian_is_that_gaussians_lo
     s2, d, w = piece.SIGMA[1:, 0] ** 2, piece.VAR[1:, 0], piece.W
     formula = (2 * w * s2 / (1 + s2)).sum()  # E|eps|^2 - E|eps - eps_hat|^2 is 2 s^2 / (1 + s^2)
     end = -1 - (2 * math.pi * s2[-1]).log() - 1 / s2[-1]
-    assert terms.shape == (1001,) and abs(terms[0] - end) < 1e-4  # what x adds
+    assert terms.shape == (1001,) and abs(terms[0] - end) < 5e-3  # sd of a mean over 2,000,000 draws: 7e-4
     assert abs(terms[1:].sum() - formula) < 0.02 and abs((terms[1:] / w).mean() - (2 * s2 / (1 + s2)).mean()) < 0.01
     var = s2[-1]  # of y_1000 in the model; then of y_(t-1) = (1 - d / s^2 * s^2 / (1 + s^2)) y_t + sqrt(d) z
     for s2_t, d_t in zip(s2.flip(0), d.flip(0)):
