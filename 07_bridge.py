@@ -88,7 +88,7 @@ def train_on_arc(iters):  # returns the net for find_noise, (B, 3) -> (B, 2)
         x, eps = two_moons(1024), torch.randn(1024, 2)
         a, s = ARC[torch.randint(1, 1001, (1024,))].split(1, 1)  # (1024, 1) each
         xt = a * x + s * eps
-        loss = (find_noise(net, xt, a, s) - eps).square().mean()  # DDPM's loss
+        loss = (find_noise(net, xt, a, s) - eps).square().mean()  # DDPM's; v_sh's does as well
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
