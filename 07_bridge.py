@@ -12,7 +12,7 @@ points enter and leave a spot depends only on their mean direction, eps_hat. So 
 eps_hat keep the density of y (lesson 05), down to data. With x_hat = y - sigma eps_hat, one step is
     from xt = a x_hat + s eps_hat to a2 x_hat + s2 eps_hat     (DDIM)
 On the chord this is lesson 06's Euler step, by (a2 - a) (x_hat - eps_hat). DDPM's steps go further
-down, and up again by fresh noise. A step is straight, but eps_hat turns, so longer ones err more.
+down in sigma, and up by fresh noise. A step is straight, eps_hat turns, so longer ones err more.
 C1 One net, trained on the arc, leads noise to data on both. C2 In 10 steps it ends nearer with DDIM
 (eta = 0) than with DDPM (eta = 1). C3 The score, which is the slope of log p(xt), is -eps_hat / s.
 RUN    python 07_bridge.py             (6 seconds)
@@ -59,18 +59,18 @@ def find_noise(net, xt, a, s, forget=False):
     on_arc = xt if forget else xt / torch.hypot(a, s)  # xt / r = cos(angle) x + sin(angle) eps
     v_sh = net(torch.cat([on_arc, angle], 1))  # Salimans, Ho: cos(angle) eps - sin(angle) x
     return angle.sin() * on_arc + angle.cos() * v_sh  # = (sin^2 + cos^2) eps, and x cancels
-    # An error of v_sh is not magnified: times cos(angle) here, sin(angle) in (xt - s eps_hat) / a.
+    # x_hat is then cos(angle) on_arc - sin(angle) v_sh: no error is divided by a, near 0 at noise.
 
 def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
     """From xt (B, 2) at (a, s) to (a2, s2), nearer to data; eta 0 .. 1: how much noise is fresh."""
     y, sigma, sigma2 = xt / a, s / a, s2 / a2
     x_hat = y - sigma * eps_hat  # as y = x + sigma eps
-    # Points may also go further down, and be blurred again. DDPM (eta = 1) does: of sigma eps, what
-    # was there at sigma2 has the mean sigma2^2 / sigma^2 * sigma eps = low * eps (lesson 03).
-    low = sigma2**2 / sigma
-    fresh = eta * (sigma2**2 - low**2).sqrt()  # if eta = 1, its std around it (equation 16 / a2)
+    # One may go further down, and up by fresh noise. DDPM (eta = 1) goes down to low * eps: that is
+    # E[part | sum] for the part of the sum sigma eps that was there at sigma2 (lesson 03).
+    low = sigma2**2 / sigma  # = sigma2^2 / sigma^2 * sigma
+    fresh = eta * (sigma2**2 - low**2).sqrt()  # a std
     down = (sigma2**2 - fresh**2).sqrt()  # as variances add; sigma2 if eta = 0, low if eta = 1
-    return a2 * (x_hat + down * eps_hat + fresh * torch.randn_like(y))  # equation 12: alpha is a^2
+    return a2 * (x_hat + down * eps_hat + fresh * torch.randn_like(y))
 
 def walk_path(net, xt, levels, eta, forget=False):  # from noise xt to data, (B, 2) each
     for (a, s), (a2, s2) in zip(levels, levels[1:]):  # from each level to the next
@@ -88,7 +88,7 @@ def train_on_arc(iters):  # returns the net for find_noise, (B, 3) -> (B, 2)
         x, eps = two_moons(1024), torch.randn(1024, 2)
         a, s = ARC[torch.randint(1, 1001, (1024,))].split(1, 1)  # (1024, 1) each
         xt = a * x + s * eps
-        loss = (find_noise(net, xt, a, s) - eps).square().mean()  # DDPM's; v_sh's does as well
+        loss = (find_noise(net, xt, a, s) - eps).square().mean()  # DDPM's loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
