@@ -57,8 +57,8 @@ def walk_back(eps_net, yt):  # from y_1000 (n, 2) to y_0, the samples: a list of
         walk.append(yt)
     return walk
 
-# The bound. Let q be the density of y_1 .. y_1000 in the chain from y_0 = x, p that of y_0, y_1 ..
-# in the model, and E the mean over the chain's walks. Then
+# The bound. q is the density of y_1 .. y_1000 in the chain from y_0 = x, p that of y_0 .. y_1000 in
+# the model, and E the mean over the chain's walks. Then
 #     p(x) = integral of p over y_1 .. y_1000 = integral of q * p / q = E[p / q]
 # As log E >= E log (Jensen), and as p and q are products over steps, log p(x) is at least
 #     E[log p(y_1000) + sum over t of (log p(y_(t-1) | y_t) - log q(y_t | y_(t-1)))]
@@ -73,7 +73,7 @@ def elbo(eps_net, x):
     """Terms of the bound, means over x (1000 n, 2): log p(y_1000), then t = 1 .. 1000; (1001,)."""
     last = x + SIGMA[1000] * torch.randn_like(x)  # y_1000
     terms = [Normal(0, SIGMA[1000]).log_prob(last).sum(1).mean()]
-    for t, part in enumerate(x.chunk(1000), 1):  # each step has its own thousandth of x
+    for t, part in enumerate(x.view(1000, -1, 2), 1):  # each step has its own thousandth of x
         eps = torch.randn_like(part)
         eps_hat = eps_net(part + SIGMA[t] * eps, torch.full((len(eps),), t))
         found = (eps**2 - (eps - eps_hat) ** 2).sum(1)  # (n,)

@@ -12,12 +12,12 @@ points enter and leave a spot depends only on their mean direction, eps_hat. So 
 eps_hat keep the density of y (lesson 05), down to data. With x_hat = y - sigma eps_hat, one step is
     from xt = a x_hat + s eps_hat to a2 x_hat + s2 eps_hat     (DDIM)
 On the chord this is lesson 06's Euler step, by (a2 - a) (x_hat - eps_hat). DDPM's steps go further
-down in sigma, and up by fresh noise. A step is straight, eps_hat turns, so longer ones err more.
+down in sigma, and up by fresh noise. A step is straight, but eps_hat turns: longer ones err more.
 C1 One net, trained on the arc, leads noise to data on both. C2 In 10 steps it ends nearer with DDIM
 (eta = 0) than with DDPM (eta = 1). C3 The score, which is the slope of log p(xt), is -eps_hat / s.
 RUN    python 07_bridge.py             (6 seconds)
 BREAK  python 07_bridge.py --forget    xt is not divided by r, the chord misses: C1 and C3 fail
-PAPER  Song, Meng, Ermon 2020 (DDIM), arXiv 2010.02502, equations 12 and 16"""
+PAPER  Song, Meng, Ermon 2020 (DDIM), arXiv 2010.02502, equations 12 and 16 (ddim_step)"""
 import argparse
 import matplotlib.pyplot as plt
 import torch
@@ -130,7 +130,7 @@ def draw(_):
         ax.plot(*real.T, ".", color="0.7", ms=2)
         ax.plot(*x.T, ".", color="tab:blue" if miss < far else "tab:red", ms=2)
         ax.axis([-3, 3, -3, 3])
-        ax.set(title=f"{path.__name__}: {miss:.3f} from data\n(noise: {far:.3f})", aspect=1)
+        ax.set(title=f"{path.__name__}: {miss:.3f} from data (grey)\n(noise: {far:.3f})", aspect=1)
         panels[0].plot(*levels.T, "ko-")
     panels[0].set(title="chord / r is on the arc", xlabel="a (data)", ylabel="s (noise)", aspect=1)
 draw(None)

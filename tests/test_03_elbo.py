@@ -340,6 +340,14 @@ def test_the_scripts_bound_of_a_net_that_knows_one_gaussian_is_that_gaussians_lo
     assert abs(log_p - (end + formula) - 0.0677) < 1e-3
 
 
+def test_points_that_cannot_be_shared_among_a_thousand_steps_are_refused_instead_of_leaving_steps_out():
+    piece = paste(NAME, "elbo")
+    for n in (1500, 999):
+        with pytest.raises(RuntimeError, match="invalid for input of size"):
+            piece.elbo(lambda yt, t: 0 * yt, torch.randn(n, 2))
+    assert piece.elbo(lambda yt, t: 0 * yt, torch.randn(2000, 2)).shape == (1001,)
+
+
 def test_the_terms_of_the_bound_sum_to_the_mean_log_ratio_of_model_and_chain():
     """One dimension, a chain of 5 long steps that only add noise, a linear guess k x_t: 400,000 walks against the formula."""
     rng, n, x = np.random.default_rng(3), 400_000, 0.9
