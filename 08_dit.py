@@ -89,11 +89,11 @@ class DiT(nn.Module):
         return self.unpatchify(self.head(h).mT)[:, 0]
 
 # --- train and sample
-def train_pictures(net, data, iters, lr, objective="flow"):  # data (10 digits, 4 fonts, H, W)
+def train_pictures(net, data, iters, lr, objective="flow"):  # data (digits, fonts, H, W)
     optimizer = torch.optim.Adam(net.parameters(), fused=True)
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = lr * (1 - i / iters)  # large steps first, then small
-        y, font = torch.randint(10, (32,)), torch.randint(4, (32,))  # B = 32 of each
+        y, font = [torch.randint(n, (32,)) for n in data.shape[:2]]  # B = 32 of each
         x = data[y, font]  # (B, 16, 16)
         t, eps = torch.rand(32, 1, 1), torch.randn_like(x)
         xt = t * x + (1 - t) * eps

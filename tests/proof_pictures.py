@@ -1,4 +1,4 @@
-"""Four pictures for the README: the path, what its code on the front page draws, and what the tests of 10 and 12 measure.
+"""Five pictures for the README: the path, what its code draws (moons, handwriting), and what the tests of 10 and 12 measure.
 `python tests/regenerate.py --proofs` draws them."""
 import re
 
@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import test_10_discrete as media
 import test_12_maskgit as masks
+import test_handwriting as handwriting
 import torch
 from conftest import ROOT, paste
 
@@ -105,6 +106,20 @@ def draw_heart():
     plt.figure(figsize=(5, 3), layout="constrained")
     exec(compile(code, "README.md", "exec"), {})
     plt.savefig(GALLERY / "heart.png", dpi=120)
+
+
+def draw_handwriting(iters=None):
+    """Five unseen pictures of each handwritten digit beside five that the README's code drew."""
+    torch.manual_seed(0)
+    space = handwriting.draw_handwriting(iters)
+    real, digits = handwriting.unseen(space)
+    columns = [[real[digits == digit][:5] for digit in range(10)], [space["drawn"][digit::10][:5] for digit in range(10)]]
+    fig, panels = plt.subplots(1, 2, figsize=(12, 3.3), layout="constrained")
+    for ax, parts, title in zip(panels, columns, ["real, not seen in training", "drawn, when asked for 0 to 9"]):
+        padded = [torch.nn.functional.pad(part, (1, 1, 1, 1), value=-1) for part in parts]  # a rim of paper
+        ax.imshow(torch.cat([torch.cat(list(part)) for part in padded], 1), "Greys")
+        ax.set(title=title, xticks=[], yticks=[])
+    fig.savefig(GALLERY / "handwriting.png", dpi=120)
 
 
 def draw_path():

@@ -187,6 +187,7 @@ if args.proofs:
     proof_pictures.draw_10()
     proof_pictures.draw_12()
     proof_pictures.draw_heart()
+    proof_pictures.draw_handwriting()
     proof_pictures.draw_path()
     sys.exit()
 if args.moving:
