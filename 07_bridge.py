@@ -57,7 +57,7 @@ def find_noise(net, xt, a, s, forget=False):
     """eps_hat (B, 2) in xt (B, 2) at any level; a and s are tensors of one number or (B, 1)."""
     angle = torch.atan2(s, a).expand(len(xt), 1)  # (B, 1), of (a, s): 0 is data, pi / 2 is noise
     on_arc = xt if forget else xt / torch.hypot(a, s)  # xt / r = cos(angle) x + sin(angle) eps
-    # At pure noise on_arc is eps. In x_hat, an error counts s / a times, one of net only s / r times.
+    # At pure noise on_arc is eps. In x_hat errors count s / a times, the net's only s / r times.
     correction = angle.cos() * net(torch.cat([on_arc, angle], 1))  # (B, 2)
     return on_arc + correction
 
@@ -65,10 +65,10 @@ def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
     """From xt (B, 2) at (a, s) to (a2, s2), nearer to data; eta 0 .. 1: how much noise is fresh."""
     y, sigma, sigma2 = xt / a, s / a, s2 / a2
     x_hat = y - sigma * eps_hat  # as y = x + sigma eps
-    # DDPM (eta = 1) goes down to low and, by fresh noise, up again. Its noise came bit by bit: the
-    # part of sigma eps that was there at sigma2 has, given all of it, a mean and a variance:
-    low = sigma2 * (sigma2 / sigma)  # mean low * eps, its share sigma2^2 / sigma^2 (lesson 03)
-    fresh = eta * (sigma2**2 - low**2).sqrt()  # if eta = 1, the std of that part; variances add
+    # DDPM (eta = 1) goes down to low and, by fresh noise, up again. Its noise came bit by bit: of
+    # sigma eps, what was there at sigma2 is, on average, its share of the variance, so low * eps.
+    low = sigma2 * (sigma2 / sigma)  # E[part | sum] = sigma2^2 / sigma^2 * sum (lesson 03)
+    fresh = eta * (sigma2**2 - low**2).sqrt()  # a std; variances add
     down = (sigma2**2 - fresh**2).sqrt()  # sigma2 if eta = 0, low if eta = 1
     return a2 * (x_hat + down * eps_hat + fresh * torch.randn_like(y))
 
