@@ -3,7 +3,7 @@
 python tests/regenerate.py            figures, seconds (README, docstrings), the example of 06; prints a table
 python tests/regenerate.py --check    prints that table, changes nothing: status 1 if more than seconds would change
 python tests/regenerate.py --moving   the moving pictures: each lesson's own widget, from good to broken and back
-python tests/regenerate.py --proofs   the pictures of the README's front page and of proofs (sections 10 and 12)
+python tests/regenerate.py --proofs   the pictures of the README's front page and of proofs (sections 10 and 12); ten minutes
 python tests/regenerate.py --seeds 2000 2009 --jobs 2 --keep seeds.json
                                       the column "min .. max" of the claims tables (half an hour on two cores)
 

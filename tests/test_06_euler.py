@@ -149,12 +149,13 @@ def test_what_five_steps_do_wrong_is_the_solver_and_not_the_net(ns):
     assert abs(distance(ns, exact_velocity, 1, ns.euler) - 0.86) < 0.04
 
 
-def test_one_step_after_reflow_leaves_three_samples_of_100_between_the_moons_and_rk4_one(ns):
-    """Four standard deviations and more from each of the 64 places; seeds 800 to 802: .026 to .032, and .008 to .012."""
+def test_one_step_after_reflow_leaves_seven_samples_of_100_off_the_moons_and_rk4_three(ns):
+    """Three standard deviations and more from each of the 64 places, where real data have .004; seeds 0 to 3: .059 to .075, and
+    .021 to .033 (with four: .021 to .033, and .005 to .009)."""
     def far(x):
-        return (torch.cdist(x, ns.MU).amin(1) > 4 * ns.STD).float().mean().item()
+        return (torch.cdist(x, ns.MU).amin(1) > 3 * ns.STD).float().mean().item()
     one, ten = (far(ns.solve(v, ns.noise, n, step)[-1]) for v, n, step in ((ns.second, 1, ns.euler), (ns.first, 10, ns.rk4)))
-    assert 0.015 < one < 0.06 and ten < 0.02 and far(ns.real) < 0.002
+    assert 0.035 < one < 0.12 and ten < 0.06 and one > ten + 0.015 and far(ns.real) < 0.01
 
 
 def test_rk4_with_12_calls_is_at_the_floor_where_euler_with_12_is_not(ns):

