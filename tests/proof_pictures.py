@@ -108,10 +108,10 @@ def draw_heart():
     plt.savefig(GALLERY / "heart.png", dpi=120)
 
 
-def draw_handwriting(iters=9000):
+def draw_handwriting(iters=9000, steps=50):
     """Seven unseen pictures of each handwritten digit, seven that the README's code drew, seven of Gaussians. Ten minutes."""
     torch.manual_seed(0)
-    space = handwriting.draw_handwriting(iters)
+    space = handwriting.draw_handwriting(iters, steps)
     gauss = handwriting.gaussians(space["data"])
     for name, pictures in (("drawn", space["drawn"]), ("Gaussians", gauss)):
         print(name, {row: round(value, 3) for row, value in handwriting.measure(pictures, space).items()})

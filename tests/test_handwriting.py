@@ -7,13 +7,14 @@ import torch
 from conftest import ROOT, paste
 
 
-def draw_handwriting(iters=9000):
+def draw_handwriting(iters=9000, steps=50):
     """What the README's code leaves behind: data (10, 400, 28, 28), x and y of all digits in its order, and the 200 that it drew."""
     text = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Real handwriting\n")[2]
     code = re.search(r"^```python\n(.*?)^```$", text, re.M | re.S)[1]
-    assert "data, 9000," in code
+    assert "data, 9000," in code and "repeat(20), 50)" in code
+    code = code.replace("data, 9000,", f"data, {iters},").replace("repeat(20), 50)", f"repeat(20), {steps})")
     space = vars(paste("08_dit", "DiT", "train_pictures", "sample"))
-    exec(compile(code.replace("data, 9000,", f"data, {iters},"), "README.md", "exec"), space)
+    exec(compile(code, "README.md", "exec"), space)
     return space
 
 

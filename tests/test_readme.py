@@ -192,7 +192,7 @@ def test_pictures_of_proofs_are_drawn_in_the_same_size(tmp_path, monkeypatch):
     with torch.enable_grad():
         proof_pictures.draw_12(20)
         proof_pictures.draw_heart()
-        proof_pictures.draw_handwriting(20)
+        proof_pictures.draw_handwriting(20, 2)
     proof_pictures.draw_path()
     assert {f".github/gallery/{path.name}" for path in tmp_path.iterdir()} == PROOFS
     for path in tmp_path.iterdir():
