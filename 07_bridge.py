@@ -11,8 +11,8 @@ the y of each pair x, eps moves on a line, by eps per unit of sigma. Many lines 
 points enter and leave a spot depends only on their mean direction, eps_hat. So points that follow
 eps_hat keep the density of y (lesson 05), down to data. With x_hat = y - sigma eps_hat, one step is
     from xt = a x_hat + s eps_hat to a2 x_hat + s2 eps_hat     (DDIM)
-On the chord this is lesson 06's Euler step, by (a2 - a) (x_hat - eps_hat). A step is straight, but
-eps_hat turns on the way. So DDPM, which goes farther down, then up by fresh noise, errs more.
+On the chord this is lesson 06's Euler step, by (a2 - a) (x_hat - eps_hat). DDPM's steps go further
+down in sigma, and up by fresh noise. A step is straight, but eps_hat turns: longer ones err more.
 C1 One net, trained on the arc, leads noise to data on both. C2 In 10 steps it ends nearer with DDIM
 (eta = 0) than with DDPM (eta = 1). C3 The score, which is the slope of log p(xt), is -eps_hat / s.
 RUN    python 07_bridge.py             (6 seconds)
@@ -57,17 +57,17 @@ def find_noise(net, xt, a, s, forget=False):
     """eps_hat (B, 2) in xt (B, 2) at any level; a and s are tensors of one number or (B, 1)."""
     angle = torch.atan2(s, a).expand(len(xt), 1)  # (B, 1), of (a, s): 0 is data, pi / 2 is noise
     on_arc = xt if forget else xt / torch.hypot(a, s)  # xt / r = cos(angle) x + sin(angle) eps
-    # At pure noise on_arc is eps. In x_hat errors count s / a times, the net's only s / r times.
-    correction = angle.cos() * net(torch.cat([on_arc, angle], 1))  # (B, 2)
-    return on_arc + correction
+    # At pure noise (a = 0) on_arc is eps. So the net only finds the rest, over cos(angle) = a / r:
+    rest = net(torch.cat([on_arc, angle], 1))  # (B, 2)
+    return on_arc + angle.cos() * rest  # errors shrink with a; a step will divide them by a
 
 def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
     """From xt (B, 2) at (a, s) to (a2, s2), nearer to data; eta 0 .. 1: how much noise is fresh."""
     y, sigma, sigma2 = xt / a, s / a, s2 / a2
     x_hat = y - sigma * eps_hat  # as y = x + sigma eps
-    # DDPM (eta = 1) goes down to low and, by fresh noise, up again. Its noise came bit by bit: of
-    # sigma eps, what was there at sigma2 is, on average, its share of the variance, so low * eps.
-    low = sigma2 * (sigma2 / sigma)  # E[part | sum] = sigma2^2 / sigma^2 * sum (lesson 03)
+    # DDPM (eta = 1) goes down to low, and up to sigma2 again by fresh noise. Of sigma eps, a share
+    # sigma2^2 / sigma^2 (of variance) was there at sigma2 already: on average, that is low * eps.
+    low = sigma2 * (sigma2 / sigma)
     fresh = eta * (sigma2**2 - low**2).sqrt()  # a std; variances add
     down = (sigma2**2 - fresh**2).sqrt()  # sigma2 if eta = 0, low if eta = 1
     return a2 * (x_hat + down * eps_hat + fresh * torch.randn_like(y))
@@ -107,7 +107,7 @@ eta_0, eta_1 = [energy_distance(walk_path(net, noise, arc(10), eta), real) for e
 a = s = torch.tensor(0.5)  # halfway on the chord, where r is smallest
 xt = (a * real + s * noise).requires_grad_()
 var = (a * STD) ** 2 + s**2  # of xt around a place a mu
-log_p = (-torch.cdist(xt, a * MU) ** 2 / (2 * var)).logsumexp(1)  # (4000, 64) to (4000,)
+log_p = (-torch.cdist(xt, a * MU) ** 2 / (2 * var)).logsumexp(1)  # (4000,), up to a constant
 slope, = torch.autograd.grad(log_p.sum(), xt)  # (4000, 2), exact
 # slope of log p(xt) = slope of p(xt) / p(xt) = E[slope of log p(xt | x) | xt] = E[-eps / s | xt]
 error = (-find_noise(net, xt, a, s, args.forget) / s - slope).square().mean()  # C3
