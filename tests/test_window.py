@@ -43,10 +43,11 @@ WIDGETS = {"01_problem": 1, "02_ddpm_forward": 2, "03_elbo": 1, "04_ancestral": 
 @pytest.fixture(scope="module")
 def driven(screen, tmp_path_factory):
     """{lesson: its finished process}, two at a time."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in WIDGETS}  # before the threads, which would race for the first
+
     def drive_one(name):
         command = [sys.executable, __file__, str(ROOT / f"{name}.py"), "--iters", "20"]
-        folder = tmp_path_factory.mktemp(name)
-        return name, subprocess.run(command, cwd=folder, env=screen, capture_output=True, text=True, timeout=240)
+        return name, subprocess.run(command, cwd=folders[name], env=screen, capture_output=True, text=True, timeout=240)
     with ThreadPoolExecutor(2) as pool:
         return dict(pool.map(drive_one, WIDGETS))
 
