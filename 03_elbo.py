@@ -12,7 +12,7 @@ where w is large and noise hardly visible, counts less. It reports better pictur
 C1 Trained without w, a net has a bound above the log-likelihood of one Gaussian fitted to the data.
 C2 With w its bound is higher. C3 Asked for the mean of y_(t-1) instead of eps, it has a lower one.
 RUN    python 03_elbo.py                (7 seconds; drag t to see the walks)
-BREAK  python 03_elbo.py --target mean  C1's net learns the mean, too: C1 fails (C3 is a tie)
+BREAK  python 03_elbo.py --target mean  C1's net learns the mean, too: C1 fails, and C3, a tie
 PAPER  Ho, Jain, Abbeel 2020 (DDPM), arXiv 2006.11239, equations 5 to 14 and table 2"""
 import argparse
 import matplotlib.pyplot as plt
