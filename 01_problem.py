@@ -141,7 +141,7 @@ fig.savefig("01_problem.png", dpi=120)
 # --- claims
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
-    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
+    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:.4g}")
 claim("C1", "factor per two dimensions, largest relative error", off, "<", 0.3)
 claim("C2", "asked once, rms from the mean, per coordinate (data: 1)", from_mean, "<", 0.1)
 claim("C3", f"energy distance (noise {before:.3f}, real data 0 +- .001)", after, "<", before / 4)

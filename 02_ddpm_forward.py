@@ -140,7 +140,7 @@ fig.savefig("02_ddpm_forward.png", dpi=120)
 # --- claims
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
-    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
+    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:.4g}")
 claim("C1", "CDF of the noise, worst gap at any t (chance .03, uniform .06)", gap, "<", 0.04)
 claim("C2", "nats between x_T, given x, and N(0, I)", kl, "<", 0.001)
 claim("C3", f"loss {loss:.3f} / lowest {lowest:.3f} (50 iterations: 1.2)", loss / lowest, "<", 1.06)

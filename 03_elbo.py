@@ -141,7 +141,7 @@ fig.savefig("03_elbo.png", dpi=120)
 # --- claims
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
-    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
+    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:.4g}")
 claim("C1", "bound without w (limit: one Gaussian)", bound["without w"], ">", gaussian)
 claim("C2", "bound with w (limit: without)", bound["with w"], ">", bound["without w"])
 claim("C3", "bound for the mean (limit: for eps)", bound["for the mean"], "<", bound["without w"])

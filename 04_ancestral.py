@@ -141,7 +141,7 @@ fig.savefig("04_ancestral.png", dpi=120)
 # --- claims. Two mean distances differ by chance with a std of .0015; the margins are 4 times that
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
-    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
+    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:.4g}")
 limit = min(full, before) + 0.006  # a net whose 1000 steps end farther than noise must not pass
 claim("C1", f"energy distance, {args.steps} steps (1000: {full:.4f})", chosen, "<", limit)
 claim("C2", "energy distance, 10 steps with beta-tilde minus beta", by_tilde - by_beta, ">", 0.006)

@@ -142,7 +142,7 @@ fig.savefig("05_cfm.png", dpi=120)
 # --- claims
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
-    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
+    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:.4g}")
 claim("C1", "relative error of the equation (0.9 v would have .1)", error, "<", 1e-10)
 claim("C2", "mean distance to where exact v ends (bound: a moon's STD)", off, "<", STD)
 print("figure: 05_cfm.png")

@@ -141,10 +141,10 @@ fig.savefig("06_euler.png", dpi=120)
 # --- claims
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
-    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
+    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:.4g}")
 if not args.data:  # the bounds were set on the moons
     claim("C1", f"{args.steps} Euler steps, energy distance (bound: noise's)", after, "<", before)
-    claim("C2", "one step after reflow (bound: a fifth of it)", reflow, "<", 0.2 * before)
+    claim("C2", "one step after reflow (bound: a fifth of noise's)", reflow, "<", 0.2 * before)
 print("figure: 06_euler.png")
 if plt.get_backend().lower() != "agg":  # no window without a display
     plt.show()

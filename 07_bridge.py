@@ -55,11 +55,11 @@ def chord(n_steps):  # flow matching's path, from t = 0 (noise) to t = 1 (data)
 
 def find_noise(net, xt, a, s, forget=False):
     """eps_hat (B, 2) in xt (B, 2) at any level; a and s are tensors of one number or (B, 1)."""
-    angle = torch.atan2(s, a).expand(len(xt), 1)  # (B, 1), of (a, s): 0 is data, pi / 2 is noise
-    on_arc = xt if forget else xt / torch.hypot(a, s)  # xt / r = cos(angle) x + sin(angle) eps
-    # At pure noise (a = 0) on_arc is eps. So the net only finds the rest, over cos(angle) = a / r:
-    rest = net(torch.cat([on_arc, angle], 1))  # (B, 2)
-    return on_arc + angle.cos() * rest  # errors shrink with a; a step will divide them by a
+    phi = torch.atan2(a, s).expand(len(xt), 1)  # (B, 1), an angle: 0 is noise, pi / 2 is data
+    on_arc = xt if forget else xt / torch.hypot(a, s)  # xt / r = sin(phi) x + cos(phi) eps
+    # At pure noise (phi = 0) on_arc is eps. So the net only finds the rest, over sin(phi) = a / r:
+    rest = net(torch.cat([on_arc, phi], 1))  # (B, 2)
+    return on_arc + phi.sin() * rest  # errors shrink with a; a step will divide them by a
 
 def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
     """From xt (B, 2) at (a, s) to (a2, s2), nearer to data; eta 0 .. 1: how much noise is fresh."""
@@ -141,7 +141,7 @@ fig.savefig("07_bridge.png", dpi=120)
 # --- claims
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
-    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
+    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:.4g}")
 claim("C1", "worse of arc, chord (bound: a fifth of noise's)", max(arc_40, chord_40), "<", far / 5)
 claim("C2", "10 steps, distance with eta = 0 (bound: with eta = 1)", eta_0, "<", eta_1)
 claim("C3", "error of score (bound: 1% of its square)", error, "<", slope.square().mean() / 100)

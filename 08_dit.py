@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
-"""08 DiT: a transformer that leads noise to pictures, and what its parts are good for.
+"""08 DiT: a transformer that turns noise into pictures, and what its parts are good for.
 A net sees xt = t x + (1 - t) eps, a mix of a picture x and noise eps, with t and a digit y. By
 squared error it learns the mean velocity d xt / dt = x - eps of all x and eps that fit xt. Noise
 that follows it from t = 0 to 1 becomes a picture (lesson 06): at first the mean blurs several, but
@@ -141,7 +141,7 @@ fig.savefig("08_dit.png", dpi=120)
 # --- claims
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
-    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
+    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:.4g}")
 claim("C1", "distance of the DiT's digits from real ones (bound: their blur)", dit, "<", blur)
 claim("C2", "the same for the MLP (bound: that of a wrong digit)", mlp, ">", wrong)
 claim("C3", "the same with gates from 1 (bound: 1.5 x gates from 0)", from_1, ">", 1.5 * from_0)

@@ -141,7 +141,7 @@ fig.savefig("09_knobs.png", dpi=120)
 # --- claims
 def claim(name, words, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
-    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:g}")
+    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:.4g}")
 claim("C1", "distance to the exact ends, equal angles (bound: linear beta)", miss[1], "<", miss[0])
 claim("C2", "the same with Heun (bound: Euler)", miss[2], "<", miss[1])
 claim("C3", f"energy distance to upper, w = {args.w:g} (bound: w = 1)", after, "<", before)

@@ -1,11 +1,13 @@
 """Lesson 08: pictures, block and sampler by other roads; what patches, gates and attention are worth; window, break."""
 import math
+import re
 
+import conftest
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from conftest import paste
+from conftest import ROOT, paste
 from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.textpath import TextPath
 from torch import nn
@@ -369,6 +371,32 @@ def test_one_pixel_of_attention_reaches_all_256_a_convolution_9_three_49_and_a_s
     table = {name: reach(net) for name, net in nets.items()}
     assert table == {"attention": 256, "attention cut": 16, "one token": 256, "3 x 3": 9, "three of 3 x 3": 49,
                      "stride 4": 16, "stride 2, 2, 2": 256}
+
+
+def test_with_five_lines_changed_the_dit_draws_digits_in_the_colour_of_their_label(ns, tmp_path, monkeypatch):
+    """The README's table, line by line. After 300 iterations, on six seeds, 97 to 100 of 100 are nearest to a picture of their
+    digit, in its colour, and this colour is off by .10 to .12 (root mean square); a wrong digit's would be by .33 to .47."""
+    text = (ROOT / "08_dit.py").read_text(encoding="utf-8")
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("| in `08_dit.py` | for three channels |")[2]
+    changes = re.findall(r"^\| `(.+?)` \| `(.+?)` \|$", table.partition("\n\n")[0], re.M)
+    assert len(changes) == 5
+    for line, becomes in changes:
+        assert text.count(line) == 1, line
+        text = text.replace(line, becomes)
+    (tmp_path / "08_dit.py").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(conftest, "ROOT", tmp_path)
+    colour = paste(NAME, "DiT", "train_pictures", "sample")
+    torch.manual_seed(0)
+    ink, shapes = torch.rand(10, 1, 3, 1, 1), ns.data.cpu()[:, :, None] + 1  # a colour of each digit; (10, 4, 1, 16, 16)
+    pictures = shapes * ink - 1  # (10, 4, 3, 16, 16) on black
+    net = colour.train_pictures(colour.DiT(16, 4), pictures, 300, 0.015)
+    drawn = colour.sample(net, torch.randn(100, 3, 16, 16), WANTED)
+    apart = torch.cdist(drawn.flatten(1), pictures.flatten(2).flatten(0, 1)).view(100, 10, 4)
+    assert drawn.shape == (100, 3, 16, 16) and (apart.amin(2).argmin(1) == WANTED).float().mean() > 0.9
+    shape = shapes[WANTED, apart[range(100), WANTED].argmin(1)]  # (100, 1, 16, 16), of the nearest font
+    found = ((drawn + 1) * shape).sum((2, 3)) / shape.square().sum((2, 3))  # (100, 3), by least squares
+    off = [(found - ink[digit, 0, :, 0, 0]).square().mean().sqrt() for digit in (WANTED, (WANTED + 1) % 10)]
+    assert off[0] < 0.18 and off[1] > 0.25
 
 
 def test_the_lowest_possible_loss_is_26_thousandths(ns):
