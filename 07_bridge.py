@@ -7,12 +7,12 @@ Both mix data and noise, xt = a x + s eps. DDPM's levels (a, s) lie on the arc a
 matching's on the chord a + s = 1. Division by r = sqrt(a^2 + s^2) takes a mix from the chord to the
 arc. So a net that finds noise on the arc, eps_hat = E[eps | xt], finds it on both.
 Divided by a, xt is y = x + sigma eps, data blurred by noise of std sigma = s / a. As sigma falls,
-the y of each pair x, eps moves on a line, by eps per unit of sigma. Many lines cross, but how many
-points enter and leave a spot depends only on their mean direction, eps_hat. So points that follow
-eps_hat keep the density of y (lesson 05), down to data. With x_hat = y - sigma eps_hat, one step is
+the y of each pair x, eps moves on a line, by eps per unit of sigma. Many lines cross, but a density
+changes only by what flows, which is density times mean direction, eps_hat. So points that follow
+eps_hat have the density of y at each sigma (lesson 05). With x_hat = y - sigma eps_hat, a step is
     from xt = a x_hat + s eps_hat to a2 x_hat + s2 eps_hat     (DDIM)
-On the chord this is lesson 06's Euler step, by (a2 - a) (x_hat - eps_hat). DDPM's steps go further
-down in sigma, and up by fresh noise. A step is straight, but eps_hat turns: longer ones err more.
+On the chord it adds (a2 - a) (x_hat - eps_hat), as Euler's step in lesson 06. DDPM goes further
+down in sigma than that, then up by fresh noise. Long steps err more, as eps_hat turns on the way.
 C1 One net, trained on the arc, leads noise to data on both. C2 In 10 steps it ends nearer with DDIM
 (eta = 0) than with DDPM (eta = 1). C3 The score, which is the slope of log p(xt), is -eps_hat / s.
 RUN    python 07_bridge.py             (6 seconds)
@@ -57,7 +57,7 @@ def find_noise(net, xt, a, s, forget=False):
     """eps_hat (B, 2) in xt (B, 2) at any level; a and s are tensors of one number or (B, 1)."""
     phi = torch.atan2(a, s).expand(len(xt), 1)  # (B, 1), an angle: 0 is noise, pi / 2 is data
     on_arc = xt if forget else xt / torch.hypot(a, s)  # xt / r = sin(phi) x + cos(phi) eps
-    # At pure noise (phi = 0) on_arc is eps. So the net only finds the rest, over sin(phi) = a / r:
+    # The net finds (eps - on_arc) / sin(phi) = tan(phi / 2) eps - x, of ordinary size at each phi:
     rest = net(torch.cat([on_arc, phi], 1))  # (B, 2)
     return on_arc + phi.sin() * rest  # errors shrink with a; a step will divide them by a
 
@@ -65,11 +65,11 @@ def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
     """From xt (B, 2) at (a, s) to (a2, s2), nearer to data; eta 0 .. 1: how much noise is fresh."""
     y, sigma, sigma2 = xt / a, s / a, s2 / a2
     x_hat = y - sigma * eps_hat  # as y = x + sigma eps
-    # DDPM (eta = 1) goes down to low, and up to sigma2 again by fresh noise. Of sigma eps, a share
-    # sigma2^2 / sigma^2 (of variance) was there at sigma2 already: on average, that is low * eps.
-    low = sigma2 * (sigma2 / sigma)
-    fresh = eta * (sigma2**2 - low**2).sqrt()  # a std; variances add
-    down = (sigma2**2 - fresh**2).sqrt()  # sigma2 if eta = 0, low if eta = 1
+    # Follow eps_hat down, below sigma2, then blur y to sigma2 by fresh noise: variances add. DDPM
+    # (eta = 1) goes to low: of all noise in y, sigma eps, low * eps was on average there at sigma2.
+    low = sigma2 * (sigma2 / sigma)  # sigma times sigma2^2 / sigma^2, the share of the variance
+    fresh = eta * (sigma2**2 - low**2).sqrt()  # a std
+    down = (sigma2**2 - fresh**2).clamp(min=0).sqrt()  # sigma2 if eta = 0 (DDIM), low if eta = 1
     return a2 * (x_hat + down * eps_hat + fresh * torch.randn_like(y))
 
 def walk_path(net, xt, levels, eta, forget=False):  # from noise xt to data, (B, 2) each
@@ -109,7 +109,7 @@ xt = (a * real + s * noise).requires_grad_()
 var = (a * STD) ** 2 + s**2  # of xt around a place a mu
 log_p = (-torch.cdist(xt, a * MU) ** 2 / (2 * var)).logsumexp(1)  # (4000,), up to a constant
 slope, = torch.autograd.grad(log_p.sum(), xt)  # (4000, 2), exact
-# slope of log p(xt) = slope of p(xt) / p(xt) = E[slope of log p(xt | x) | xt] = E[-eps / s | xt]
+# log p(xt | x) has the slope -(xt - a x) / s^2 = -eps / s. Its mean over all x behind xt is slope
 error = (-find_noise(net, xt, a, s, args.forget) / s - slope).square().mean()  # C3
 
 # --- figure
@@ -132,7 +132,7 @@ def draw(_):
         ax.axis([-3, 3, -3, 3])
         ax.set(title=f"{path.__name__}: {miss:.3f} from data (grey)\n(noise: {far:.3f})", aspect=1)
         panels[0].plot(*levels.T, "ko-")
-    panels[0].set(title="grey: chord / r = arc", xlabel="a (data)", ylabel="s (noise)", aspect=1)
+    panels[0].set(title="chord (line) / r = arc", xlabel="a (data)", ylabel="s (noise)", aspect=1)
 draw(None)
 for slider in (steps, eta, forget):
     slider.on_changed(draw)

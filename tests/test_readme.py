@@ -14,6 +14,8 @@ from conftest import ROOT
 from PIL import Image
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+MEASURED = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
+BOTH = f"{TEXT}\n{MEASURED}"
 NAMES = [path.stem for path in sorted(ROOT.glob("[01][0-9]_*.py"))]
 LINES = TEXT.splitlines()
 SECTIONS = {part[:2]: part for part in TEXT.split("\n## ")[1:]}  # "06": its section
@@ -62,7 +64,7 @@ def same_bound(written, printed):
 def commands():
     """(lesson, flags) of each code that names a lesson's file, or only flags, as `--T 50` in section 02 means 02."""
     here, section, fenced = None, None, False
-    for line in LINES:
+    for line in BOTH.splitlines():
         fenced ^= line.startswith("```")
         if line.startswith("## "):
             here = section = next((n for n in NAMES if line.startswith(f"## {n[:2]} ")), None)
@@ -82,7 +84,7 @@ def test_commands_of_the_readme_are_accepted(tmp_path, monkeypatch):
     for name, flags in found:
         wrong = complaint(name, flags)
         assert not wrong or len(flags.split()) == 1 and wrong.endswith("expected one argument"), (name, flags)
-    assert not [path for path in re.findall(r"\btests/\w+\.\w+", TEXT) if not (ROOT / path).exists()]
+    assert not [path for path in re.findall(r"\btests/\w+\.\w+", BOTH) if not (ROOT / path).exists()]
 
 
 def test_install_and_run_and_install_and_test_are_one_line_each():
@@ -92,15 +94,24 @@ def test_install_and_run_and_install_and_test_are_one_line_each():
 
 
 def test_proofs_that_are_cited_exist():
-    cited = set(re.findall(r"`(test_\w+)`", TEXT)) - {"test_paste"}
+    cited = set(re.findall(r"`(test_\w+)`", BOTH)) - {"test_paste"}
     written = {name for path in (ROOT / "tests").glob("test_*.py")
                for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.M)}
-    assert len(cited) > 30 and not cited - written
+    assert len(cited) > 200 and not cited - written
+
+
+@each_lesson
+def test_measurements_of_a_lesson_are_as_many_as_its_section_says(name):
+    heading = re.search(rf"^## ({name[:2]} .+)$", TEXT, re.M)[1]
+    part = MEASURED.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    found = len(re.findall(r"^\| .*(?:`test_\w+`|the same(?: test)?) \|$", part, re.M))
+    said = re.search(rf"^\[(\d+) more measurements, each a test\]\(tests/README\.md#{slug(heading)}\)$", TEXT, re.M)[1]
+    assert int(said) == found, (said, found)
 
 
 def test_paragraphs_are_short_and_subtraction_is_minus():
     """At most 120 words a paragraph or item of a list; tables, code and formulas aside."""
-    plain = re.sub(r"^```.*?^```$", "", TEXT, flags=re.S | re.M)
+    plain = re.sub(r"^```.*?^```$", "", BOTH, flags=re.S | re.M)
     for paragraph in re.split(r"\n\s*\n|\n *(?=\d\. |- )", plain):
         words = re.sub(r"\$[^$]*\$|`[^`]*`|\([^)]*https?:[^)]*\)", "x", paragraph)
         if not paragraph.lstrip().startswith(("|", "$$")):
@@ -110,7 +121,7 @@ def test_paragraphs_are_short_and_subtraction_is_minus():
 
 def test_lines_of_the_source_are_at_most_120_columns_wide():
     """Rows of tables, notes that name tests, code and lines that are mostly one formula aside."""
-    plain = re.sub(r"^```.*?^```$", "", TEXT, flags=re.S | re.M)
+    plain = re.sub(r"^```.*?^```$", "", BOTH, flags=re.S | re.M)
     wide = [line for line in plain.splitlines() if len(line) > 120 and not line.startswith(("|", "[^"))]
     assert not [line for line in wide if "$" not in line and not re.fullmatch(r"`[^`]+`\.?", line)]
     assert all(len(re.sub(r"\$[^$]+\$", "", line)) <= 120 for line in wide if "$" in line)
@@ -142,10 +153,11 @@ def test_table_of_lessons():
 
 
 def test_tables_have_as_many_cells_in_the_second_row_as_in_the_first():
-    plain = [re.sub(r"\$[^$]*\$|`[^`]*`", "x", line) for line in LINES]
+    lines = BOTH.splitlines()
+    plain = [re.sub(r"\$[^$]*\$|`[^`]*`", "x", line) for line in lines]
     rows = [i for i, line in enumerate(plain) if re.fullmatch(r"(\|-+)+\|", line)]
     assert len(rows) > 60 and all(plain[i - 1].startswith("|") for i in rows)
-    assert not [LINES[i - 1] for i in rows if plain[i].count("|") != plain[i - 1].count("|")]
+    assert not [lines[i - 1] for i in rows if plain[i].count("|") != plain[i - 1].count("|")]
 
 
 def test_claims_tables_have_one_header():
@@ -257,7 +269,7 @@ def test_the_lines_of_code_in_a_section_are_the_lessons(name):
 def test_formulas_survive_markdown():
     """Where Markdown reads a formula before the typesetter does, it eats a backslash before punctuation and takes a _ or * between
     punctuation for emphasis; a dollar counts only with no space inside and no letter outside."""
-    plain = re.sub(r"```.*?```|`[^`\n]*`", lambda m: re.sub(r"[^\n]", "x", m[0]), TEXT, flags=re.S)
+    plain = re.sub(r"```.*?```|`[^`\n]*`", lambda m: re.sub(r"[^\n]", "x", m[0]), BOTH, flags=re.S)
     found = list(re.finditer(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", plain, re.S))
     assert len(found) > 300 and plain.count("$") == sum(m[0].count("$") for m in found)
     for m in found:
@@ -268,14 +280,17 @@ def test_formulas_survive_markdown():
 
 
 def test_links():
-    slugs = [slug(line.lstrip("# ")) for line in LINES if line[:1] == "#"]
-    for link in re.findall(r"(?:\]\(|(?:src|href)=\")([^)\"\s]+)", TEXT):
-        path, _, anchor = link.partition("#")
-        assert link.startswith(("https://", "http://")) or not path or (ROOT / path).exists(), link
-        assert path or anchor in slugs, link
+    slugs = {page: [slug(line.lstrip("# ")) for line in text.splitlines() if line[:1] == "#"]
+             for page, text in (("README.md", TEXT), ("tests/README.md", MEASURED))}
+    for page, text in (("README.md", TEXT), ("tests/README.md", MEASURED)):
+        for link in re.findall(r"(?:\]\(|(?:src|href)=\")([^)\"\s]+)", text):
+            path, _, anchor = link.partition("#")
+            target = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+            assert link.startswith(("https://", "http://")) or target.exists(), link
+            assert not anchor or anchor in slugs[target.relative_to(ROOT).as_posix()], link
     numbers = dict(re.findall(r"^\[(\d\d)\]: #(.+)$", TEXT, re.M))  # [[08]] in the text
     assert set(re.findall(r"\[\[(\d\d)\]\]", TEXT)) == set(numbers)
-    assert all(anchor in slugs and anchor.startswith(number) for number, anchor in numbers.items())
+    assert all(anchor in slugs["README.md"] and anchor.startswith(number) for number, anchor in numbers.items())
 
 
 def test_the_code_under_ddpms_derivation_is_its_loss():
@@ -291,6 +306,6 @@ def test_the_code_under_ddpms_derivation_is_its_loss():
 
 def test_no_machine_and_no_host_but_arxiv_is_named():
     machine = r"(?<!\w)/(root|home|work|tmp|users|mnt|opt|usr|var)/|localhost|\b\d+\.\d+\.\d+\.\d+\b"
-    assert not [line for line in LINES if re.search(machine, line, re.I)]
-    assert set(re.findall(r"https?://([^/)\s]+)", TEXT)) == {"arxiv.org"}
-    assert not re.search(r"\b[a-z0-9-]+\.(org|com|io)\b", re.sub(r"https://arxiv\.org", "", TEXT))
+    assert not [line for line in BOTH.splitlines() if re.search(machine, line, re.I)]
+    assert set(re.findall(r"https?://([^/)\s]+)", BOTH)) == {"arxiv.org"}
+    assert not re.search(r"\b[a-z0-9-]+\.(org|com|io)\b", re.sub(r"https://arxiv\.org", "", BOTH))
