@@ -69,7 +69,7 @@ def ddim_step(xt, eps_hat, a, s, a2, s2, eta):
     # (eta = 1) goes to low: of all noise in y, sigma eps, low * eps was on average there at sigma2.
     low = sigma2 * (sigma2 / sigma)  # sigma times sigma2^2 / sigma^2, the share of the variance
     fresh = eta * (sigma2**2 - low**2).sqrt()  # a std
-    down = (sigma2**2 - fresh**2).clamp(min=0).sqrt()  # sigma2 if eta = 0 (DDIM), low if eta = 1
+    down = (sigma2**2 - fresh**2).sqrt()  # sigma2 if eta = 0 (DDIM), low if eta = 1
     return a2 * (x_hat + down * eps_hat + fresh * torch.randn_like(y))
 
 def walk_path(net, xt, levels, eta, forget=False):  # from noise xt to data, (B, 2) each
