@@ -109,19 +109,18 @@ def draw_heart():
 
 
 def draw_handwriting(iters=9000, steps=50):
-    """Seven unseen pictures of each handwritten digit, seven that the README's code drew, seven of Gaussians. Ten minutes."""
+    """Seven pictures of each handwritten digit: unseen ones, drawn without guidance, drawn by the README's code, and of Gaussians."""
     torch.manual_seed(0)
     space = handwriting.draw_handwriting(iters, steps)
-    gauss = handwriting.gaussians(space["data"])
-    for name, pictures in (("drawn", space["drawn"]), ("Gaussians", gauss)):
+    drawn = {"w = 1": space["unguided"], "w = 2": space["drawn"], "Gaussians": handwriting.gaussians(space["data"])}
+    for name, pictures in drawn.items():
         print(name, {row: round(value, 3) for row, value in handwriting.measure(pictures, space).items()})
-    real = handwriting.unseen(space).view(10, 100, 28, 28)[:, :7]
-    drawn, gauss = [p.view(20, 10, 28, 28)[:7].transpose(0, 1) for p in (space["drawn"], gauss)]
-    fig, panels = plt.subplots(1, 3, figsize=(13, 3.4), layout="constrained")
-    titles = ["real, not seen in training", "drawn, when asked for 0 to 9", "one Gaussian for each digit"]
-    for ax, digits, title in zip(panels, (real, drawn, gauss), titles):
-        columns = [torch.cat(list(column)) for column in digits]  # (196, 28) each
-        ax.imshow(torch.cat(columns, 1), "Greys")
+    columns = [handwriting.unseen(space).view(10, 100, 28, 28)[:, :7]]  # (digit, picture, row, column)
+    columns += [pictures.view(20, 10, 28, 28)[:7].transpose(0, 1) for pictures in drawn.values()]
+    fig, panels = plt.subplots(1, 4, figsize=(14, 2.8), layout="constrained")
+    titles = ["real, not seen in training", "drawn without guidance (w = 1)", "drawn, w = 2", "one Gaussian for each digit"]
+    for ax, digits, title in zip(panels, columns, titles):
+        ax.imshow(torch.cat([torch.cat(list(digit)) for digit in digits], 1), "Greys")  # (196, 280)
         ax.set(title=title, xticks=[], yticks=[])
     fig.savefig(GALLERY / "handwriting.png", dpi=120)
 

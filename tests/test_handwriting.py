@@ -1,5 +1,5 @@
-"""Real pictures: the README's code on 5000 digits of MNIST, with lesson 08's pieces pasted; read, compared, searched for copies.
-In the tests it trains for 700 of its 9000 iterations."""
+"""Real pictures: the README's code on 5000 digits of MNIST, with lesson 08's pieces pasted and lesson 09's guidance; read, compared,
+searched for copies. In the tests it trains for 700 of its 9000 iterations."""
 import re
 
 import pytest
@@ -8,13 +8,17 @@ from conftest import ROOT, paste
 
 
 def draw_handwriting(iters=9000, steps=50):
-    """What the README's code leaves behind: data (10, 400, 28, 28), x and y of all digits in its order, and the 200 that it drew."""
+    """What the README's code leaves behind: data (11, 400, 28, 28), x and y of all digits in its order, the net, and the 200
+    digits that it drew; and 200 that were drawn without guidance, from noise of their own."""
     text = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Real handwriting\n")[2]
     code = re.search(r"^```python\n(.*?)^```$", text, re.M | re.S)[1]
     assert "data, 9000," in code and "repeat(20), 50)" in code
     code = code.replace("data, 9000,", f"data, {iters},").replace("repeat(20), 50)", f"repeat(20), {steps})")
     space = vars(paste("08_dit", "DiT", "train_pictures", "sample"))
     exec(compile(code, "README.md", "exec"), space)
+    space["data"] = space["data"][:10]  # without the blank label's
+    noise, digits = torch.randn(200, 28, 28), torch.arange(10).repeat(20)
+    space["unguided"] = space["sample"](space["net"], noise, digits, steps).clamp(-1, 1)
     return space
 
 
