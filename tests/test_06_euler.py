@@ -205,7 +205,7 @@ def test_two_far_clusters_need_fewer_steps_than_the_moons(ns):
 
 def test_slider_breaks_euler_and_not_the_reflowed_field(ns):
     def state():
-        return [(float(ax.get_title().split()[-1][:-1]) / 100, ax.lines[1].get_color()) for ax in ns.axes]
+        return [(float(ax.get_title().split("distance ")[1].split("%")[0]) / 100, ax.lines[1].get_color()) for ax in ns.axes]
 
     before = state()
     ns.slider.set_val(1)

@@ -75,7 +75,12 @@ def space():
 def test_digits_drawn_after_a_thirteenth_of_the_training_are_three_times_nearer_to_real_ones_than_gaussians_are(space):
     net, gauss = measure(space["drawn"], space), measure(gaussians(space["data"]), space)
     assert net["ED"] < 0.16 < 0.3 < gauss["ED"] < 0.42 and 0.6 < gauss["own kind"] < 0.75
-    assert net["read"] > 0.6 and gauss["read"] > 0.88 and space["drawn"].abs().max() <= 1
+    assert net["read"] > 0.85 and gauss["read"] > 0.88 and space["drawn"].abs().max() <= 1
+
+
+def test_guidance_of_2_has_most_digits_read_as_asked_for(space):
+    """After these 700 iterations, on six seeds: .94 to .99 with it, .74 to .81 without."""
+    assert measure(space["drawn"], space)["read"] > 0.88 > 0.84 > measure(space["unguided"], space)["read"] > 0.6
 
 
 def test_drawn_digits_are_no_copies(space):
