@@ -75,7 +75,7 @@ def claims(text):
 
 
 def span(printed):
-    """["0.0163", "0.0951", ...] -> ".016 .. .095": two digits of the width, but none that was not printed."""
+    """["0.0163", "0.0951", ...] -> "0.016 .. 0.095": two digits of the width, but none that was not printed."""
     low, high = min(map(float, printed)), max(map(float, printed))
     digits = max(len(word.partition(".")[2]) for word in ["", *printed] if "e" not in word)
     if low < high:
@@ -85,7 +85,7 @@ def span(printed):
         if max(-low, high) < 1e-4:  # round-off
             return f"{x:.0e}".replace("e-0", "e-") if x else "0"
         first = -math.floor(math.log10(abs(x))) if x else 0  # a number that is not 0 is not written as 0
-        return re.sub(r"^(-?)0\.", r"\1.", f"{x:.{max(digits, first)}f}")
+        return f"{x:.{max(digits, first)}f}"
 
     return " .. ".join(dict.fromkeys([short(low), short(high)]))  # once if they are the same
 
