@@ -119,7 +119,7 @@ reflow = energy_distance(solve(second, noise, 1, euler)[-1], real)  # C2
 
 # --- figure
 fig, axes = plt.subplots(1, 4, sharex=True, sharey=True, figsize=(14, 3.6), layout="constrained")
-fig.suptitle("distance to data (grey) in % of noise's, red above 100%; strays: > .1 from all data")
+fig.suptitle("distance to data (grey) in % of noise's, red above 100%; stray: > .1 from all data")
 slider = plt.Slider(plt.axes([0.8, 0.94, 0.1, 0.04]), "steps", 1, 50, valinit=args.steps, valstep=1)
 
 def draw(n_steps):
@@ -128,12 +128,12 @@ def draw(n_steps):
     for ax, (name, v, step, n, calls) in zip(axes, panels):
         path = solve(v, noise, n, step)
         share = max(energy_distance(path[-1], real) / before, 0)
-        off = (torch.cdist(path[-1], real).amin(1) > 0.1).float().mean()  # strays; of real data 1%
+        off = (torch.cdist(path[-1], real).amin(1) > 0.1).float().mean()  # stray; of real data 1%
         ax.clear()
         ax.plot(*real.T, ".", color="0.7", ms=2)
         ax.plot(*path[-1].T, ".", color="tab:blue" if share < 1 else "tab:red", ms=2)
         ax.plot(path[:, :40, 0], path[:, :40, 1], "k.-", lw=0.5, ms=4, markevery=[0])  # dot: start
-        ax.set(title=f"{name}, {n * calls} calls\ndistance {share:.0%}, strays {off:.0%}", aspect=1)
+        ax.set(title=f"{name}, calls: {n * calls}\ndistance {share:.0%}, stray {off:.0%}", aspect=1)
 draw(args.steps)
 slider.on_changed(lambda n: draw(int(n)))  # the slider gives a float
 fig.savefig("06_euler.png", dpi=120)
