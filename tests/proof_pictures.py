@@ -113,7 +113,8 @@ def draw_handwriting(iters=9000, steps=50):
     torch.manual_seed(0)
     space = handwriting.draw_handwriting(iters, steps)
     drawn = {"w = 1": space["unguided"], "w = 2": space["drawn"], "Gaussians": handwriting.gaussians(space["data"])}
-    for name, pictures in drawn.items():
+    mlps = {f"MLP, {target}": handwriting.draw_with_an_mlp(space, target, iters, steps) for target in ("x", "v")}
+    for name, pictures in (drawn | mlps).items():
         print(name, {row: round(value, 3) for row, value in handwriting.measure(pictures, space).items()})
     columns = [handwriting.unseen(space).view(10, 100, 28, 28)[:, :7]]  # (digit, picture, row, column)
     columns += [pictures.view(20, 10, 28, 28)[:7].transpose(0, 1) for pictures in drawn.values()]

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from conftest import ROOT, paste
+from torch import nn
 
 
 def draw_handwriting(iters=9000, steps=50):
@@ -20,6 +21,33 @@ def draw_handwriting(iters=9000, steps=50):
     noise, digits = torch.randn(200, 28, 28), torch.arange(10).repeat(20)
     space["unguided"] = space["sample"](space["net"], noise, digits, steps).clamp(-1, 1)
     return space
+
+
+def draw_with_an_mlp(space, target, iters=9000, steps=50):
+    """200 digits by a plain MLP, three hidden layers of 512, that is asked for the picture ("x") or the velocity ("v"); the training
+    is the lesson's at a rate that suits it (of 0.0005, 0.001, 0.002 and 0.004)."""
+    digit = nn.Embedding(10, 64)
+    layers = nn.Sequential(nn.Linear(784 + 1 + 64, 512), nn.SiLU(), nn.Linear(512, 512), nn.SiLU(),
+                           nn.Linear(512, 512), nn.SiLU(), nn.Linear(512, 784))
+
+    def net(xt, t, y):  # to velocities
+        out = layers(torch.cat([xt.flatten(1), t.expand(len(xt), 1, 1)[:, 0], digit(y)], 1)).view_as(xt)
+        return (out - xt) / (1 - t) if target == "x" else out
+
+    weights = [*digit.parameters(), *layers.parameters()]
+    optimizer = torch.optim.Adam(weights, fused=True)
+    for i in range(iters):
+        optimizer.param_groups[0]["lr"] = 0.002 * (1 - i / iters)
+        y, pick, t = torch.randint(10, (32,)), torch.randint(400, (32,)), torch.rand(32, 1, 1)
+        x, eps = space["data"][y, pick], torch.randn(32, 28, 28)
+        weight = 1 - t if target == "x" else 1  # times the error of v, it is the error of x
+        loss = (weight * (net(t * x + (1 - t) * eps, t, y) - (x - eps))).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for weight in weights:
+        weight.requires_grad_(False)
+    return space["sample"](net, torch.randn(200, 28, 28), torch.arange(10).repeat(20), steps).clamp(-1, 1)
 
 
 def unseen(space):
@@ -96,3 +124,13 @@ def test_real_digits_of_the_training_and_unseen_ones_cannot_be_told_apart(space)
     read = nearest(unseen(space), space)[0]
     assert (read == torch.arange(10).repeat_interleave(100)).float().mean() > 0.9
     assert energy_distance(torch.randn(200, 28, 28), unseen(space)) > 15
+
+
+def test_a_dit_is_nearer_to_real_digits_than_an_mlp_of_twice_the_weights_that_trains_three_times_as_long(space):
+    """On six seeds energy distances of 0.09 to 0.13 (without guidance) against 0.20 to 0.33; asked for the velocity it is 3.4 to 3.6,
+    as noise is left. The MLP asked for the picture draws grey ones, nearer to the training than real ones are (8.7, 9.8)."""
+    torch.manual_seed(0)
+    dit = measure(space["unguided"], space)
+    x, v = [measure(draw_with_an_mlp(space, target, 2000), space) for target in ("x", "v")]
+    assert dit["ED"] < 0.16 < 0.18 < x["ED"] < 0.42 and 2.5 < v["ED"] < 5
+    assert x["mean"] < 9.3 < nearest(unseen(space), space)[1].mean() < dit["mean"]
