@@ -6,10 +6,10 @@
 Join noise eps (t = 0) and data x (t = 1) by a line, xt = t x + (1 - t) eps, with velocity x - eps.
 Where lines meet, a net learns, by squared error, the mean of their velocities, v = E[x - eps | xt].
 Why is the mean enough? A region gains and loses points only through its boundary, and what flows
-there is density times mean velocity. So noise that moves with v starts, flows and ends like the xt.
+there is density times mean velocity. So noise that moves with v has, at each t, the xt's density.
 But v turns: at t = 0 it is E[x] - eps, as eps tells nothing of x yet. So few steps miss. Reflow:
 carry each eps along v to its end x, and train a second net on these pairs. Now eps decides x, so v
-is x - eps at t = 0, and one step leads to x. (Not all: a smooth net cannot jump between moons.)
+is x - eps at t = 0, and one step leads to x. (If neighbours part, a smooth net leads in between.)
 C1 Euler in --steps steps ends nearer to data than noise is. C2 One step after reflow: 5 x nearer.
 RUN    python 06_euler.py --steps 5    (6 seconds; --data FILE learns points of your own)
 BREAK  python 06_euler.py --steps 1    all go to E[x], where no data are: C1 fails
@@ -102,7 +102,7 @@ def train_velocity(x, eps, iters):  # learns v(xt, t) of lines from eps[i] to x[
         optimizer.step()
     print(f"{iters} iterations, loss {loss:.4f}")
     return lambda xt, t: net(torch.cat([xt, torch.full((len(xt), 1), t)], 1)).detach()
-eps = torch.randn(max(len(x), 10_000), 2)  # random pairs, too many for the net to learn by heart:
+eps = torch.randn(max(len(x), 10_000), 2)  # so many pairs that the net learns means, not pairs
 x = x[torch.arange(len(eps)) % len(x)]  # each x once, or in turn if there are fewer than eps
 first = train_velocity(x, eps, args.iters)  # loss 1.4, not 0: the lines that meet differ from v
 reached = solve(first, eps, 10, rk4)[-1]  # 10 steps of RK4 are as good as exact
@@ -113,7 +113,7 @@ def energy_distance(x, y):
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item() if x.abs().max() < 1e3 else float("inf")  # inf if x flew off or is nan
 noise, real = torch.randn(2500, 2), x[torch.randint(len(x), (2500,))]
-before = energy_distance(noise, real)  # .04 to .06; for real data in place of noise, 0 +- .001 (2%)
+before = energy_distance(noise, real)  # .04 to .06; real data score 0 +- .001, or 2% of it
 after = energy_distance(solve(first, noise, args.steps, euler)[-1], real)  # C1
 reflow = energy_distance(solve(second, noise, 1, euler)[-1], real)  # C2
 
