@@ -9,7 +9,7 @@ Why is the mean enough? A region gains and loses only what flows through its bou
 density times mean velocity. Noise that moves with v starts and flows like the xt, so at each t its
 density is theirs. But v turns: at t = 0 it is E[x] - eps, as eps tells nothing of x yet. So few
 steps miss. Reflow: carry each eps along v to its end x, train a second net on these pairs. Now eps
-decides x, mostly near x for near eps. Lines that meet agree then: v is x - eps, one step is enough.
+decides x, so v is x - eps at t = 0: one step leads to x. (A smooth net puts some between moons.)
 C1 Euler in --steps steps ends nearer to data than noise is. C2 One step after reflow: 5 x nearer.
 RUN    python 06_euler.py --steps 5    (6 seconds; --data FILE learns points of your own)
 BREAK  python 06_euler.py --steps 1    all go to E[x], where no data are: C1 fails
@@ -102,11 +102,11 @@ def train_velocity(x, eps, iters):  # learns v(xt, t) of lines from eps[i] to x[
         optimizer.step()
     print(f"{iters} iterations, loss {loss:.4f}")
     return lambda xt, t: net(torch.cat([xt, torch.full((len(xt), 1), t)], 1)).detach()
-eps = torch.randn(max(len(x), 10_000), 2)  # fixed pairs, as in reflow; too many to learn singly
+eps = torch.randn(max(len(x), 10_000), 2)  # random pairs, fixed as in reflow, too many to memorise
 x = x[torch.arange(len(eps)) % len(x)]  # each x once, or in turn if there are fewer than eps
 first = train_velocity(x, eps, args.iters)  # loss 1.4, not 0: the lines that meet differ from v
 reached = solve(first, eps, 10, rk4)[-1]  # 10 steps of RK4 are as good as exact
-second = train_velocity(reached, eps, args.iters)  # reflow; loss near 0: lines that meet agree
+second = train_velocity(reached, eps, args.iters)  # reflow; loss near 0, so hardly any meet now
 
 def energy_distance(x, y):
     """How far x, y (n, 2) are apart, beyond their own spread; 0 only if alike (Szekely 2013)."""
@@ -132,7 +132,7 @@ def draw(n_steps):
         ax.clear()
         ax.plot(*real.T, ".", color="0.7", ms=2)
         ax.plot(*path[-1].T, ".", color="tab:blue" if share < 1 else "tab:red", ms=2)
-        ax.plot(path[:, :40, 0], path[:, :40, 1], "k.-", lw=0.5, markevery=[0])  # 40, dot at start
+        ax.plot(path[:, :40, 0], path[:, :40, 1], "k.-", lw=0.5, markevery=[0])  # a line per column
         ax.set(title=f"{name}, calls: {n * calls}\ndistance {share:.0%}, stray {off:.0%}", aspect=1)
 draw(args.steps)
 slider.on_changed(lambda n: draw(int(n)))  # the slider gives a float
