@@ -5,11 +5,11 @@
 """06 Euler ODEs: from noise to data in a few steps along a learned velocity.
 Join noise eps (t = 0) and data x (t = 1) by a line, xt = t x + (1 - t) eps, with velocity x - eps.
 Where lines meet, a net learns, by squared error, the mean of their velocities, v = E[x - eps | xt].
-Why is the mean enough? Density changes only by what flows in and out: density times mean velocity.
-So noise that moves with v starts with the density of the xt, and has the same density at every t.
+Why is the mean enough? A region gains and loses points only through its boundary, and what flows
+there is density times mean velocity. So noise that moves with v starts, flows and ends like the xt.
 But v turns: at t = 0 it is E[x] - eps, as eps tells nothing of x yet. So few steps miss. Reflow:
 carry each eps along v to its end x, and train a second net on these pairs. Now eps decides x, so v
-is x - eps at t = 0, and one step leads to x. (Not if close eps go to two moons: nets are smooth.)
+is x - eps at t = 0, and one step leads to x. (Not all: a smooth net cannot jump between moons.)
 C1 Euler in --steps steps ends nearer to data than noise is. C2 One step after reflow: 5 x nearer.
 RUN    python 06_euler.py --steps 5    (6 seconds; --data FILE learns points of your own)
 BREAK  python 06_euler.py --steps 1    all go to E[x], where no data are: C1 fails
