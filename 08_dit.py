@@ -139,9 +139,9 @@ slider.on_changed(draw)
 fig.savefig("08_dit.png", dpi=120)
 
 # --- claims
-def claim(name, words, value, sign, bound):
+def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
-    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:.4g}")
+    print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
 claim("C1", "distance of the DiT's digits from real ones (bound: their blur)", dit, "<", blur)
 claim("C2", "the same for the MLP (bound: that of a wrong digit)", mlp, ">", wrong)
 claim("C3", "the same with gates from 1 (bound: 1.5 x gates from 0)", from_1, ">", 1.5 * from_0)

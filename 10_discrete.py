@@ -138,9 +138,9 @@ heat.on_changed(draw)
 fig.savefig("10_discrete.png", dpi=120)
 
 # --- claims. C3: the bound is two std of a difference of two counts out of 100
-def claim(name, words, value, sign, bound):
+def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
-    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:.4g}")
+    print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
 claim("C1", f"wrong pixels, AR (rounded mean: {wrong_mean:.0f})", wrong, "<", wrong_mean / 10)
 claim("C2", "different ones of the 40, AR or hybrid", min(kinds["AR"], kinds["hybrid"]), ">", 20)
 claim("C3", "real, MaskGIT minus diffusion", real["MaskGIT"] - real["diffusion"], ">", 15)

@@ -139,9 +139,9 @@ for slider in (start, K, cure, iters):
 fig.savefig("11_vq.png", dpi=120)
 
 # --- claims
-def claim(name, words, value, sign, bound):
+def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
-    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:.4g}")
+    print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
 claim("C1", "error of second VQ (bound: a fifth of the first)", cured.error, "<", plain.error / 5)
 claim("C2", "FSQ codes in use (bound: half of all)", len(rounded.tokens.unique()), ">", 49 / 2)
 claim("C3", "FSQ error (bound: half without straight-through)", rounded.error, "<", blind.error / 2)

@@ -140,9 +140,9 @@ slider.on_changed(draw)
 fig.savefig("12_maskgit.png", dpi=120)
 
 # --- claims
-def claim(name, words, value, sign, bound):
+def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
-    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:.4g}")
+    print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
 claim("C1", "wrong tokens of 64, against a tenth of one round's", wrong, "<", 0.1 * wrong_one)
 claim("C2", "how many of the 40 pictures occur in 400 draws", kinds, ">", 20)
 print("figure: 12_maskgit.png")

@@ -140,9 +140,9 @@ slider.on_changed(draw)
 fig.savefig("13_unified.png", dpi=120)
 
 # --- claims; bound .8: sixteen other seeds give .98 to 1.00
-def claim(name, words, value, sign, bound):
+def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
-    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:.4g}")
+    print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
 claim("C1", "numbers right, the worst of 9 pairs (chance: 1e-6)", min(right), ">", 0.8)
 claim("C2", "half picture, half sound, the worst of 3 targets", min(mixed_right), ">", 0.8)
 print("figure: 13_unified.png")

@@ -139,9 +139,9 @@ for slider in (hops, think, wrong):
 fig.savefig("14_reasoning_gen.png", dpi=120)
 
 # --- claims
-def claim(name, words, value, sign, bound):
+def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
-    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:.4g}")
+    print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
 claim("C1", "right with --thoughts, worst of 1 to 5 hops", right[args.thoughts].min(), ">", 0.95)
 claim("C2", "right without thoughts, best of 2 to 5 hops (1/7 = .14)", right[0, 1:].max(), "<", 0.2)
 claim("C3", "follow the wrong thought (if it is ignored: 0)", follows, ">", 0.95)

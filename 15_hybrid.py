@@ -139,9 +139,9 @@ slider.on_changed(draw)
 fig.savefig("15_hybrid.png", dpi=120)
 
 # --- claims
-def claim(name, words, value, sign, bound):
+def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
-    print(f"{'ok' if holds else 'FAIL':<5} {name} {words}: {value:.4g} {sign} {bound:.4g}")
+    print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
 claim("C1", "score of pooled, shuffled (blind .125, WHAT .417)", shuffled[0], ">", 0.2)
 claim("C2", "how much more it is, not shuffled", score[0] - shuffled[0], "<", 0.05)
 claim("C3", "score, the worse of cross and joint", min(score[1:3]), ">", 0.9)

@@ -4,7 +4,9 @@ import contextlib
 import io
 import os
 import pathlib
+import re
 import runpy
+import signal
 import sys
 import types
 import warnings
@@ -44,9 +46,12 @@ def paste(name, *wanted):
 
 @pytest.fixture(autouse=True)
 def settings():
-    """A lesson may choose torch's precision and switch gradients off: each test finds and leaves them as they were."""
-    dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
+    """A lesson may choose torch's precision, switch gradients off, and take Ctrl-C: each test finds and leaves them as they
+    were. Each test begins with the same random numbers."""
+    dtype, grad, ctrl_c = torch.get_default_dtype(), torch.is_grad_enabled(), signal.getsignal(signal.SIGINT)
+    torch.manual_seed(0)
     yield
+    signal.signal(signal.SIGINT, ctrl_c)
     torch.set_default_dtype(dtype)
     torch.set_grad_enabled(grad)
 
@@ -55,9 +60,41 @@ class Run(types.SimpleNamespace):
     """ns: the globals that the run leaves behind; text: what it printed; folder: where it ran."""
 
     def claims(self):
-        """{"C1": True, ...} as printed in the claims table."""
-        rows = [line.split() for line in self.text.splitlines()]
-        return {r[1]: r[0] == "ok" for r in rows if len(r) > 1 and r[0] in ("ok", "FAIL")}
+        """{"C1": True, ...} as printed."""
+        return {name: mark == "ok" for mark, name, *_ in self.printed()}
+
+    def numbers(self):
+        """{"C1": (value, bound), ...} as printed."""
+        return {name: (float(value), float(bound)) for _, name, value, _, bound in self.printed()}
+
+    def printed(self):
+        """("ok", "C1", "0.0534", "<", "0.1"), a claim each; that mark, sign and numbers agree is checked here."""
+        rows = re.findall(r"^(ok|FAIL) +(C\d) .*: (\S+) ([<>]) (\S+)$", self.text, re.M)
+        for mark, name, value, sign, bound in rows:
+            below, above = float(value) < float(bound), float(value) > float(bound)
+            assert value == bound or (below if sign == "<" else above) == (mark == "ok"), (name, value, sign, bound)
+        return rows
+
+
+def page_agrees(name, run):
+    """The lesson's rows of tests/README.md hold its claims: the same bounds, and values within the range of ten seeds.
+    Seed 0 is none of the ten, so it may lie outside by the range's own width, or by a quarter of what is left to the bound.
+    The gallery's figure has the size of the one that the run drew."""
+    page = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
+    section = page.partition(f"\n## {name[:2]} ")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("| C")]
+    printed = run.printed()
+    assert [row[0].split()[0] for row in rows] == [p[1] for p in printed]
+    for (words, span, written), (_, _, value, sign, bound) in zip(rows, printed):
+        a, b = float(written.split()[1]), float(bound)
+        rounded = len(bound.replace(".", "").lstrip("-0")) > 2 and abs(a - b) < 0.15 * abs(b)  # a bound that is measured
+        assert written.split()[0] == sign and (a == b or rounded), (words, written, bound)
+        low, high, value, bound = *map(float, (span.split(" .. ") * 2)[:2]), float(value), float(bound)
+        left = bound - max(high, value) if sign == "<" else min(low, value) - bound
+        room = max(high - low, abs(bound - (high if sign == "<" else low)) / 4)
+        assert low <= high and left > 0 and low - room <= value <= high + room, (words, span, value, bound)
+    pictures = [(folder / f"{name}.png").read_bytes() for folder in (ROOT / ".github/gallery", run.folder)]
+    assert pictures[0][16:24] == pictures[1][16:24]  # width and height in a PNG's header
 
 
 @pytest.fixture(scope="session")

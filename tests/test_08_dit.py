@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, paste
+from conftest import page_agrees, paste, ROOT
 from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.textpath import TextPath
 from torch import nn
@@ -19,6 +19,10 @@ WANTED = torch.arange(10).repeat(10)
 @pytest.fixture(scope="module")
 def run(lesson):
     return lesson(NAME)
+
+
+def test_claims_and_figure_are_those_of_the_page(run):
+    page_agrees(NAME, run)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import moons
 import numpy as np
 import pytest
 import torch
-from conftest import paste
+from conftest import page_agrees, paste
 from matplotlib import cbook
 from torch import nn
 
@@ -19,6 +19,10 @@ piece = paste(NAME, "nearest", "update_codes", "restart_unused", "straight_throu
 @pytest.fixture(scope="module")
 def run(lesson):
     return lesson(NAME)
+
+
+def test_claims_and_figure_are_those_of_the_page(run):
+    page_agrees(NAME, run)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from conftest import paste
+from conftest import page_agrees, paste
 from torch.nn import functional as F
 
 NAME = "12_maskgit"
@@ -19,6 +19,10 @@ BITS = torch.arange(16)[:, None] >> torch.arange(4) & 1  # (16, 4): sides right,
 @pytest.fixture(scope="module")
 def run(lesson):
     return lesson(NAME)
+
+
+def test_claims_and_figure_are_those_of_the_page(run):
+    page_agrees(NAME, run)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from conftest import paste
+from conftest import page_agrees, paste
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -20,6 +20,10 @@ END = 13
 @pytest.fixture(scope="module")
 def run(lesson):
     return lesson(NAME)
+
+
+def test_claims_and_figure_are_those_of_the_page(run):
+    page_agrees(NAME, run)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from conftest import paste
+from conftest import page_agrees, paste
 from matplotlib.colors import to_hex
 from torch import nn
 from torch.nn import functional as F
@@ -21,6 +21,10 @@ make_tasks, edit, Thinker, answer = LESSON.make_tasks, LESSON.edit, LESSON.Think
 @pytest.fixture(scope="module")
 def run(lesson):
     return lesson(NAME)
+
+
+def test_claims_and_figure_are_those_of_the_page(run):
+    page_agrees(NAME, run)
 
 
 @pytest.fixture(scope="module")

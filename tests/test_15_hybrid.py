@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from conftest import paste
+from conftest import page_agrees, paste
 from matplotlib.colors import to_hex
 from torch import nn
 
@@ -21,6 +21,10 @@ COLOURS = {"black": (-1, -1, -1), "blue": (-1, -1, 1), "green": (-1, 1, -1), "cy
 @pytest.fixture(scope="module")
 def run(lesson):
     return lesson(NAME)
+
+
+def test_claims_and_figure_are_those_of_the_page(run):
+    page_agrees(NAME, run)
 
 
 @pytest.fixture(scope="module")

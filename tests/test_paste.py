@@ -23,10 +23,10 @@ def test_each_function_and_class_pastes(lesson, name):
 def test_the_line_of_the_paste_table_runs(row):
     take, source, _, line = row
     file, names = re.search(r"`(\w+)\.py`", source)[1], re.findall(r"`(\w+)`", take)
-    helpers = [name for name in ("schedule",) if name in line and name not in names]
-    ns = vars(paste(file, *names, *[h for h in helpers if (file, h) in PIECES]))
+    helpers = [name for name in re.findall(r"\w+", line) if (file, name) in PIECES]  # as its net or its schedule
+    ns = vars(paste(file, *names, *helpers))
     if "abar" in line:
-        ns["abar"] = vars(paste("02_ddpm_forward", "schedule"))["schedule"](1000)[1]
+        ns["abar"] = vars(paste("02_ddpm_forward", "linear_schedule"))["linear_schedule"](1000)[1]
     torch.manual_seed(0)
     code = line.strip("` |")
     exec(code, {**ns, "torch": torch})

@@ -1,4 +1,5 @@
-"""The README against the scripts: commands, claims, figures, seconds, links. Only default runs are trained."""
+"""The README against the scripts: commands, figures, seconds, code, formulas, links. No lesson is run here: each lesson's own
+tests compare its run with the page."""
 import ast
 import contextlib
 import functools
@@ -28,8 +29,7 @@ each_lesson = pytest.mark.parametrize("name", NAMES)
 @functools.cache
 def complaint(name, flags):
     """What the script's own parser and checks say against these flags: it is run up to its data, no further."""
-    knobs, data, _ = (ROOT / f"{name}.py").read_text(encoding="utf-8").partition("\n# --- data")
-    assert data, f"{name}: no data after the knobs"
+    knobs = re.split(r"\n# --- (?!knobs)", (ROOT / f"{name}.py").read_text(encoding="utf-8"))[0]
     argv, sys.argv, error = sys.argv, [f"{name}.py", *shlex.split(flags)], io.StringIO()
     try:
         with contextlib.redirect_stderr(error):
@@ -53,12 +53,6 @@ def breaks(name):
 def slug(heading):
     """The anchor that a Markdown page gives a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-
-
-def same_bound(written, printed):
-    """Exactly, but for a bound that is itself measured (three digits or four are printed): that one may be rounded."""
-    a, b = float(written), float(printed)
-    return a == b or len(printed.replace(".", "").lstrip("-0")) > 2 and abs(a - b) < 0.1 * abs(b)
 
 
 def commands():
@@ -97,16 +91,7 @@ def test_proofs_that_are_cited_exist():
     cited = set(re.findall(r"`(test_\w+)`", BOTH)) - {"test_paste"}
     written = {name for path in (ROOT / "tests").glob("test_*.py")
                for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.M)}
-    assert len(cited) > 200 and not cited - written
-
-
-@each_lesson
-def test_measurements_of_a_lesson_are_as_many_as_its_section_says(name):
-    heading = re.search(rf"^## ({name[:2]} .+)$", TEXT, re.M)[1]
-    part = MEASURED.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    found = len(re.findall(r"^\| .*(?:`test_\w+`|the same(?: test)?) \|$", part, re.M))
-    said = re.search(rf"^\[(\d+) more measurements, each a test\]\(tests/README\.md#{slug(heading)}\)$", TEXT, re.M)[1]
-    assert int(said) == found, (said, found)
+    assert not cited - written
 
 
 def test_paragraphs_are_short_and_subtraction_is_minus():
@@ -117,14 +102,6 @@ def test_paragraphs_are_short_and_subtraction_is_minus():
         if not paragraph.lstrip().startswith(("|", "$$")):
             assert len(words.split()) <= 120, paragraph
         assert not re.search(r"\bless (the|that|those|of)\b", words), paragraph
-
-
-def test_lines_of_the_source_are_at_most_120_columns_wide():
-    """Rows of tables, notes that name tests, code and lines that are mostly one formula aside."""
-    plain = re.sub(r"^```.*?^```$", "", BOTH, flags=re.S | re.M)
-    wide = [line for line in plain.splitlines() if len(line) > 120 and not line.startswith(("|", "[^"))]
-    assert not [line for line in wide if "$" not in line and not re.fullmatch(r"`[^`]+`\.?", line)]
-    assert all(len(re.sub(r"\$[^$]+\$", "", line)) <= 120 for line in wide if "$" in line)
 
 
 @each_lesson
@@ -147,7 +124,7 @@ def test_table_of_lessons():
         assert f'src=".github/gallery/{name}.gif"' in picture and file == link == f"{name}.py" and headline
         assert number == name[:2] and section == slug(headings[number])
         assert broken in breaks(name), (broken, breaks(name))
-        assert f"({seconds} s" in docstring(name)[1], "the docstring names other seconds"
+        assert re.search(rf"\({seconds} (s|seconds)\b", docstring(name)[1]), "the docstring names other seconds"
         total += int(seconds)
     assert total <= 180 and f"<!-- total -->All together: {total} s.<!-- /total -->" in TEXT
 
@@ -156,42 +133,21 @@ def test_tables_have_as_many_cells_in_the_second_row_as_in_the_first():
     lines = BOTH.splitlines()
     plain = [re.sub(r"\$[^$]*\$|`[^`]*`", "x", line) for line in lines]
     rows = [i for i, line in enumerate(plain) if re.fullmatch(r"(\|-+)+\|", line)]
-    assert len(rows) > 60 and all(plain[i - 1].startswith("|") for i in rows)
+    assert all(plain[i - 1].startswith("|") for i in rows)
     assert not [lines[i - 1] for i in rows if plain[i].count("|") != plain[i - 1].count("|")]
 
 
 def test_claims_tables_have_one_header():
-    headers = [line for line in LINES if line.startswith("| claim")]
+    headers = [line for line in MEASURED.splitlines() if line.startswith("| claim")]
     assert len(headers) == len(NAMES)
     for header in headers:
         assert re.fullmatch(r"\| claim \| seeds \d+ to \d+, min \.\. max \| bound \|", header)
 
 
 @each_lesson
-def test_claims_are_those_of_the_script(lesson, name):
-    """The default run (seed 0) is none of the ten seeds of min .. max, so it may lie outside by the range's own width
-    (ten draws span three standard deviations), or by a quarter of what is left to the bound where they hardly vary."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")]
-            for line in SECTIONS[name[:2]].splitlines() if line.startswith("| C")]
-    printed = [line.split() for line in lesson(name).text.splitlines() if line.startswith(("ok ", "FAIL "))]
-    claims = set(re.findall(r"\bC\d+\b", docstring(name)[0]))
-    assert [row[0].split()[0] for row in rows] == [f"C{i + 1}" for i in range(len(claims))] == [p[1] for p in printed]
-    assert claims == {p[1] for p in printed}
-    for (words, span, written), (*_, value, sign, bound) in zip(rows, printed):
-        assert written.split()[0] == sign and same_bound(written.split(maxsplit=1)[1], bound), (words, written, bound)
-        low, high, value, bound = *map(float, (span.split(" .. ") * 2)[:2]), float(value), float(bound)
-        left = bound - max(high, value) if sign == "<" else min(low, value) - bound
-        room = max(high - low, abs(bound - (high if sign == "<" else low)) / 4)
-        assert low <= high and left > 0, (words, span, value)
-        assert low - room <= value <= high + room, (words, span, value)
-
-
-@each_lesson
-def test_figures(lesson, name):
+def test_each_section_shows_its_figure(name):
     shown = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", SECTIONS[name[:2]])
     assert [path for path in shown if path not in PROOFS] == [f".github/gallery/{name}.png"]
-    pictures = [(folder / f"{name}.png").read_bytes() for folder in (ROOT / ".github/gallery", lesson(name).folder)]
-    assert pictures[0][16:24] == pictures[1][16:24]  # width and height in a PNG's header
 
 
 def test_pictures_of_proofs_are_drawn_in_the_same_size(tmp_path, monkeypatch):
@@ -228,21 +184,6 @@ def test_moving_pictures_are_short_small_and_go_there_and_back(name):
         assert film.info["loop"] == 0 and len(still) >= 4 and 6000 <= sum(still) <= 10_000
 
 
-def test_example(lesson):
-    """`06_euler.py --steps 5`: words, signs and bounds to the letter, numbers to about one digit (a factor of 2)."""
-    written = re.search(r"^```\n(\d+ iterations.*?)\n```$", TEXT, re.M | re.S)[1].splitlines()
-    real = lesson("06_euler", "--steps", "5").text.splitlines()
-    assert len(written) == len(real)
-    for a, b in zip([line.split() for line in written], [line.split() for line in real]):
-        assert len(a) == len(b), (a, b)
-        if b[0] in ("ok", "FAIL"):
-            assert same_bound(a.pop(), b.pop()), (a, b)
-        for x, y in zip(a, b):
-            if x != y:  # only numbers with a point, and the one that a claim measured, may differ
-                assert "." in y or y == b[-2], (a, b)
-                assert abs(float(x) - float(y)) <= max(abs(float(x)), abs(float(y)), 0.002) / 2, (a, b)
-
-
 def test_the_code_on_the_front_page_learns_the_moons():
     """Six seeds: energy distance 0 to .006; fresh noise has .06 to .08, real data 0 +- .0015."""
     code = re.search(r"^```python\n(.*?)^```$", TEXT, re.M | re.S)[1]
@@ -271,7 +212,7 @@ def test_formulas_survive_markdown():
     punctuation for emphasis; a dollar counts only with no space inside and no letter outside."""
     plain = re.sub(r"```.*?```|`[^`\n]*`", lambda m: re.sub(r"[^\n]", "x", m[0]), BOTH, flags=re.S)
     found = list(re.finditer(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", plain, re.S))
-    assert len(found) > 300 and plain.count("$") == sum(m[0].count("$") for m in found)
+    assert plain.count("$") == sum(m[0].count("$") for m in found)
     for m in found:
         formula = m[1] or m[2]
         assert not re.search(r"\\[^\w\s]|[^\w\s]_[^\w\s]|\*|\$", formula), formula

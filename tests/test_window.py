@@ -35,8 +35,8 @@ def screen():
             server.wait()
 
 
-WIDGETS = {"01_problem": 1, "02_ddpm_forward": 2, "03_elbo": 1, "04_ancestral": 1, "05_cfm": 1, "06_euler": 1,
-           "07_bridge": 3, "08_dit": 1, "09_knobs": 2, "10_discrete": 2, "11_vq": 4, "12_maskgit": 1, "13_unified": 1,
+WIDGETS = {"01_problem": 1, "02_ddpm_forward": 1, "03_elbo": 1, "04_ancestral": 1, "05_cfm": 1, "06_euler": 1,
+           "07_bridge": 2, "08_dit": 1, "09_knobs": 2, "10_discrete": 2, "11_vq": 4, "12_maskgit": 1, "13_unified": 1,
            "14_reasoning_gen": 3, "15_hybrid": 1}
 
 
