@@ -31,7 +31,7 @@ torch.set_num_threads(1)  # such small nets run fastest on a single core
 # --- Data: two moons, as a mixture of 64 narrow Gaussians, so that p_data has a closed form
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper half circle
-CENTERS = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), scaled so that the data have variance 1
+CENTERS = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), with variance 1, averaged over x and y
 STD = 0.09 / 0.7107  # of each Gaussian
 
 def two_moons(n):
@@ -85,7 +85,7 @@ def run_chain(T, seed, n=2500):
 
 # --- Training: the net predicts eps from x_t and s_t, which tells it t. Each training point has its
 # own random t, and (4) gives x_t in one draw, so the training is called simulation-free. Many pairs
-# of x and eps give the same x_t, so the loss cannot be 0. It is lowest for the mean of these eps.
+# of x and eps give the same x_t, so the loss cannot be 0. The best prediction is their mean eps.
 # Then (x_t - s_t eps_hat) / a_t is the mean of these x, and lesson 04 walks back from there.
 def training_batch(a, s, n):
     """Return x_t, (n, 2), s_t, (n, 1), and eps, (n, 2), for random t from 1, ..., T."""
@@ -136,8 +136,8 @@ slider.on_changed(lambda T: draw(*run_chain(int(T), args.seed)))
 fig.savefig("02_ddpm_forward.png", dpi=120)
 
 # --- Claims. C2: the KL divergence of N(m, v) from N(0, 1) is (m^2 + v - 1 - log v) / 2. Here m is
-# a x, v is s^2, and x^2 averages 1, so the two dimensions add up to -log s^2. At 0.001, a guess of
-# x_T or noise is right at most 51.2% of the time (Pinsker). C3 allows 6% over the lowest, 0.82.
+# a x, v is s^2, and x^2 averages 1, so the two dimensions add up to -log s^2. At 0.001, the best
+# classifier of x_T and noise is right 51.2% of the time (Pinsker). C3: 6% over the lowest, 0.82.
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")

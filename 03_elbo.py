@@ -31,7 +31,7 @@ torch.set_num_threads(1)  # such small nets run fastest on a single core
 # --- Data: two moons, as a mixture of 64 narrow Gaussians, so that p_data has a closed form
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper half circle
-CENTERS = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), scaled so that the data have variance 1
+CENTERS = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), with variance 1, averaged over x and y
 STD = 0.09 / 0.7107  # of each Gaussian
 def two_moons(n):
     """Return n samples of p_data, of shape (n, 2)."""
@@ -45,21 +45,21 @@ ALPHA = 1 - BETA
 ABAR = ALPHA.cumprod(0)  # the paper's alpha-bar
 
 # --- The ELBO. The model p draws x_T from N(0, I) and takes Gaussian steps p(x_{t-1} | x_t) to x_0.
-# p(x_0) is an integral over all x_1, ..., x_T, and we write it as a mean over the forward process:
+# p(x_0) is an integral over x_1, ..., x_T. We write it as a mean over q. By Jensen's inequality,
 #     log p(x_0) = log E_q[p(x_0, ..., x_T) / q(x_1, ..., x_T | x_0)] >= E_q[log(p / q)] = ELBO
-# The log of a mean is at least the mean of the log (Jensen's inequality). p is a product of steps
-# back from x_T, and Bayes' rule makes q one, too (step by step on the page). The mean of log(q / p)
-# under q is a KL divergence. So -ELBO is the sum of KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))
-# for t = 2, ..., T, plus -log p(x_0 | x_1), plus a KL for x_T that depends on no net (5).
+# Bayes' rule turns q's steps back: q(x_t | x_{t-1}) is q(x_{t-1} | x_t, x_0) times the fraction
+# q(x_t | x_0) / q(x_{t-1} | x_0). In the product, the fractions cancel, except for q(x_T | x_0). So
+# -ELBO, the mean of log(q / p), sums up KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 1,
+# -log p(x_0 | x_1), and a KL divergence for x_T that depends on no net (5).
 
 # --- Each KL is a squared error. By (4), x_0 and x_t determine sqrt(1 - abar_t) eps, all the noise
 # in x_t. It is a sum of independent Gaussians, and sqrt(beta_t) z, the last noise, is one of them.
 # Given the sum, this part is Gaussian, and its mean is the sum times its fraction of the variance,
 # beta_t / (1 - abar_t). So x_{t-1} = (x_t - sqrt(beta_t) z) / sqrt(alpha_t) is Gaussian, with mean
 #     x_t / sqrt(alpha_t) - c_t eps,  where c_t = beta_t / sqrt(alpha_t (1 - abar_t))    (10)
-# The model's step has this mean with a net's eps_hat for eps, and variance beta_t (lesson 04 says
-# why). The KL of N(m, v I) and N(m', v' I) is |m - m'|^2 / (2 v') plus a constant (8), so here it
-# is w_t |eps - eps_hat|^2 plus a constant. So is -log p(x_0 | x_1), because (10) is x_0 if t = 1.
+# The model's step has this mean with eps_hat for eps, and variance beta_t (why: lesson 04). The KL
+# of N(m, v I) and N(m', v' I) is |m - m'|^2 / (2 v') plus a constant (8). Here, this is
+# w_t |eps - eps_hat|^2 plus a constant. So is -log p(x_0 | x_1), because at t = 1, (10) equals x_0.
 C = BETA / (ALPHA * (1 - ABAR)).sqrt()  # (T + 1,), 0.006 to 0.02
 WEIGHT = C**2 / (2 * BETA)  # w_t (12): w_1 is 0.5, w_100 and w_1000 are 0.01
 def squared_error(net, x_0, t):
@@ -68,9 +68,9 @@ def squared_error(net, x_0, t):
     x_t = ABAR[t].sqrt() * x_0 + (1 - ABAR[t]).sqrt() * eps  # (B, D)
     return (net(x_t, t) - eps).square().sum(1)
 
-# --- The bound. The constants depend on no net and hardly on the data, so an example gives their
-# sum. For data N(0, I), eps_hat = sqrt(1 - abar_t) x_t makes p the exact reverse of q, and the ELBO
-# is log p(x_0). This net's error is 2 abar_t in two dimensions. Others gain w_t (2 abar_t - error).
+# --- The bound. The constants are the same for every net and nearly so for all data, so an example
+# gives their sum. For N(0, I), eps_hat = sqrt(1 - abar_t) x_t makes p the exact reverse of q, and
+# the ELBO is log p(x_0). Its error is 2 abar_t in 2D. Another net gains w_t (2 abar_t - its error).
 @torch.no_grad()
 def elbo(net, x_0):
     """Return the ELBO in nats for data x_0, (n, 2), as T + 1 terms: that of N(0, I) and T gains."""

@@ -6,7 +6,7 @@
 
 We join noise to data by straight lines and move points along them. Where lines cross, points have
 different velocities. Their mean turns noise into data, but on real data nobody can compute it. A
-net that is trained on single velocities learns it anyway.
+net that is trained on the velocities of single lines learns it anyway.
 
 RUN    python 05_cfm.py                (5 seconds; the slider sets the time t)
 BREAK  python 05_cfm.py --target data  (C1, the equation, and C2, the samples on the right, fail)
@@ -32,7 +32,7 @@ torch.set_num_threads(1)  # such small nets run fastest on a single core
 # --- Data: two moons, as a mixture of 64 narrow Gaussians, so that p_data has a closed form
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper half circle
-CENTERS = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), scaled so that the data have variance 1
+CENTERS = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), with variance 1, averaged over x and y
 STD = 0.09 / 0.7107  # of each Gaussian
 
 def two_moons(n):
@@ -45,8 +45,8 @@ def two_moons(n):
 # times this velocity. At a place where lines cross, say a fraction w_i of the points has velocity
 # u_i. Their flows p w_i u_i add up to p times the mean velocity, which we call v. Therefore
 #     dp/dt = -div(p v)  with  v(xt, t) = E[x - eps | xt]    (continuity equation)
-# Now we forget the lines and move noise with v. It starts with density p, and its density changes
-# by the same equation as p. So it has density p at every t, and it ends as data.
+# Now we start from noise and move every point with v. The points start with density p, and their
+# density changes by the same equation as p. So it is p at every t, and they end as data.
 def log_parts(xt, t):  # log p(xt | center), (B, 64), for xt (B, 2), t (B, 1), and all centers of x
     var = (t * STD) ** 2 + (1 - t) ** 2  # the variance of xt, given the center of x
     square = (xt[:, None] - t[:, None] * CENTERS).square().sum(2)  # (B, 64)
@@ -137,7 +137,7 @@ draw(1)
 slider.on_changed(draw)
 fig.savefig("05_cfm.png", dpi=120)
 
-# --- Claims: C2's bound is a moon's width
+# --- Claims: C2's bound is STD, the standard deviation across a moon
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")

@@ -31,7 +31,7 @@ torch.set_num_threads(1)  # such small nets run fastest on a single core
 # --- Data: two moons, as a mixture of 64 narrow Gaussians, so that p_data has a closed form
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper half circle
-CENTERS = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), scaled so that the data have variance 1
+CENTERS = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), with variance 1, averaged over x and y
 STD = 0.09 / 0.7107  # of each Gaussian
 def two_moons(n):
     """Return n samples of p_data, of shape (n, 2)."""
@@ -43,8 +43,8 @@ def vp_path(t):  # DDPM's levels (a, s) at times t (n,), from 0 (noise) to 1 (da
 
 # --- One net for both paths. Divided by r, xt is (a / r) x + (s / r) eps. The squares of these
 # weights add up to 1, so it is a point of the VP path with the same x and eps. So a net that has
-# learned to predict eps there can do so on every path. Its errors are multiplied by a / r, because
-# sampling will divide them by a, which is small near noise. There, xt / r itself is almost eps.
+# learned to predict eps there can do so on every path. Its output is scaled by a / r, so that the
+# errors are small near noise, where sampling divides by a small a. There, xt / r is almost eps.
 class NoiseNet(nn.Sequential):
     """Predict eps from xt (B, 2) on any path. The levels a and s are numbers or of shape (B, 1)."""
     def __init__(self, width=64, power=1):
@@ -58,7 +58,7 @@ class NoiseNet(nn.Sequential):
         level = a / (a + s) + torch.zeros_like(xt[:, :1])  # (B, 1), which r leaves alone
         return xt + a / r * super().forward(torch.cat([xt, level], 1))
 
-# We train as in DDPM. Many pairs x, eps fit one xt. Squared error leads to their mean eps, eps_hat.
+# We train as in DDPM. Many pairs x, eps give the same xt. The best prediction is their mean eps.
 def train(net, path, iters, batch_size=1024, lr=0.03):
     optimizer = torch.optim.Adam(net.parameters())
     for i in range(iters):
