@@ -143,12 +143,10 @@ def test_flow_matching_by_euler_is_ddim_and_only_s_over_a_counts(pieces):
     torch.manual_seed(5)
     net, noise, t = pieces.NoiseNet().double(), pairs(50)[1], torch.linspace(0.05, 1, 12, dtype=torch.float64)
     levels = torch.stack([t, 1 - t], 1)
-    ends = pieces.sample(net, noise, levels)
-    flow = pieces.sample_flow(net, noise, t)
+    ends, flow = pieces.sample(net, noise, levels), pieces.sample_flow(net, noise, t)
     assert (flow - ends).abs().max() < 1e-9 and (flow - noise).abs().max() > 0.1 and not (flow.requires_grad or ends.requires_grad)
     for scale in (levels.norm(dim=1, keepdim=True), torch.linspace(1, 1 / 9, 12, dtype=torch.float64)[:, None]):
-        other = levels / scale
-        assert (pieces.sample(net, noise / scale[0], other) - ends / scale[-1]).abs().max() < 1e-9
+        assert (pieces.sample(net, noise / scale[0], levels / scale) - ends / scale[-1]).abs().max() < 1e-9
 
 
 def test_the_net_answers_alike_along_a_ray_and_only_if_it_divides(pieces):
