@@ -2,101 +2,103 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
-"""09 Practical knobs: schedule, solver and guidance, turned on one small net.
-Between noise eps and data x lie mixes of the two, at an angle phi that grows from 0 to pi / 2:
-    xt = a x + s eps,    a = sin(phi),  s = cos(phi),    v = d xt / d phi = s x - a eps
-Many x and eps lead to one xt. By squared error the net learns the mean of their v. What flows
-through any boundary is density times mean velocity, so noise that moves with this mean ends as
-data: at its exact ends if steps are tiny. Labels, one in five of them wrong, are for guidance.
-C1 Schedule: Euler misses the exact ends by less at equal angles (cosine) than with linear beta.
-C2 Solver: a step of Heun asks for v twice. With half of Euler's steps it still misses by less.
-C3 Guidance: with w = 2, samples for "upper" are closer to the upper moon than with w = 1 (none).
-RUN    python 09_knobs.py              (5 seconds; sliders: steps, w)
-BREAK  python 09_knobs.py --steps 2    Heun needs short steps: C2 fails; with --w 8 C3 fails
-PAPER  arXiv 2102.09672, equation 17 (schedule); 2202.00512 (v); 2207.12598 (guidance)"""
+"""09 Practical knobs: prediction target, t_scale, noise schedule, solver order, and guidance.
+
+The same net can give good samples or bad ones, which depends on five choices. We train a small net
+on two labeled moons. One label in five is wrong, so that guidance has work to do. The figure shows
+schedule, solver, and guidance. The flags --target and --t-scale set the other two.
+
+RUN    python 09_knobs.py         (5 seconds; the slider sets w, the weight of guidance)
+BREAK  python 09_knobs.py --w 8   (C3 fails; with --target eps or --t-scale 1000, C1; with x0, C2)
+PAPER  arXiv 2102.09672, equation 17 (schedule); 2202.00512 (targets); 2207.12598 (guidance)"""
 import argparse
+import signal
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
-# --- knobs
+
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-parser.add_argument("--steps", type=int, default=8, help="of Heun; 2 breaks it (%(default)s)")
-parser.add_argument("--w", type=float, default=2, help="guidance; 8 breaks it (%(default)s)")
-parser.add_argument("--iters", type=int, default=1000, help="of training; 50 blurs (%(default)s)")
-parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
+parser.add_argument("--target", choices=["v", "eps", "x0"], default="v", help="(default: v)")
+parser.add_argument("--t-scale", type=int, default=1, choices=[1, 1000], help="of t (default: 1)")
+parser.add_argument("--w", type=float, default=2, help="guidance weight (default: %(default)s)")
+parser.add_argument("--iters", type=int, default=600, help="of training (default: %(default)s)")
+parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
-if not 1 <= args.steps <= 50 or not 0 <= args.w <= 8 or args.iters < 1 or args.seed < 0:
-    parser.error("--steps must be 1 to 50, --w 0 to 8, --iters 1 or more, --seed 0 or more")
+if not (0 <= args.w <= 8 and 1 <= args.iters <= 10**6 and 0 <= args.seed < 2**32):
+    parser.error("--w must be 0 to 8, --iters 1 to 1,000,000, and --seed 0 to 2**32 - 1")
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the script without a traceback
 torch.manual_seed(args.seed)
-torch.set_num_threads(1)  # nets this small are fastest on one core
+torch.set_num_threads(1)  # such small nets run fastest on a single core
 
-# --- data
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
-MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2); the lower moon is -MOON
-MU = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2); the samples' std, both axes pooled, is 1 now
-STD = 0.09 / 0.7107  # p_data is a narrow Gaussian around each of the 64 places
-UPPER, BLANK = torch.ones(1), torch.zeros(1)  # labels: 1 upper, -1 lower, 0 no label
-def labelled_moons(n):
-    place = torch.randint(64, (n,))
-    x = MU[place] + STD * torch.randn(n, 2)
-    label = torch.where(place < 32, 1.0, -1.0)  # the first 32 places are the upper moon
-    label[torch.rand(n) < 0.2] *= -1  # one in five is wrong
-    return x, label[:, None]  # (n, 2), (n, 1)
+MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper half circle
+upper = (MOON.repeat(100, 1) + 0.09 * torch.randn(3200, 2)) / 0.7107  # so that x has variance 1
+y = 1 - 2 * torch.randint(2, (3200, 1))  # 1: upper moon, -1: lower moon
+x = y * upper  # the lower moon is the upper one, turned by 180 degrees
+y[torch.rand(3200) < 0.2] *= -1  # one label in five is wrong
 
-# --- method, knob 1: schedule, the angles at which a sampler stops between noise and data
-def linear_beta(n_steps):  # (n_steps + 1,) angles; half are below .3, so later steps are long
-    beta = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])  # of DDPM, k = 0 .. 1000
-    k = torch.linspace(1000, 0, n_steps + 1).round().long()  # from noise, k = 1000, to data
-    return (1 - beta).cumprod(0)[k].sqrt().asin()  # step k leaves the share 1 - beta[k] of a^2
-def equal_angles(n_steps):  # (n_steps + 1,), from 0 to pi / 2 = 1.57
-    return torch.linspace(0, torch.pi / 2, n_steps + 1)
-
-# --- method, knob 2: solver. Half the step leaves half of Euler's error, a quarter of Heun's
-def euler(v, x, t, h):
-    return x + h * v(x, t)
-def heun(v, x, t, h):
-    k1 = v(x, t)
-    return x + h * (k1 + v(x + h * k1, t + h)) / 2
-
-# --- method, knob 3: guidance, two calls of v for one
-def guide(v, w, label, blank):
-    """v(xt, phi, label) with guidance w: a function of xt and phi. The mean of eps given xt is -s
-    times the slope of log p(xt) (lesson 07), so mean v is s / a (xt + this slope). By Bayes' rule
-    log p(xt | label) - log p(xt) = log p(label | xt) + constant, so cond - null is s / a times the
-    slope of log p(label | xt), and w counts it w times. In noise, the part of the upper moon that
-    is near the lower one has a less sure label, and a large w empties it."""
-    def guided(xt, phi):
-        cond = v(xt, phi, label)
-        null = v(xt, phi, blank)
-        return null + w * (cond - null)
-    return guided
-
-def follow(v, x, angles, step):  # carries noise x (B, 2) along v(xt, phi) from angle to angle
-    for phi, phi_next in zip(angles, angles[1:]):
-        x = step(v, x, phi, phi_next - phi)
-    return x
-
-# --- train
-def train_labelled(iters):
-    """Learn the mean v. Returns v(xt, phi, label): phi, label are tensors, one number or (B, 1)."""
-    net = nn.Sequential(nn.Linear(4, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
-                        nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
-    def ask(xt, phi, label):  # phi, label: (B, 1), or one number for all B
-        return net(torch.cat([xt, phi.expand(len(xt), 1), label.expand(len(xt), 1)], 1))
-    optimizer = torch.optim.Adam(net.parameters(), fused=True)
+# --- Knob 1, the target. xt = a x + s eps with a = sin(t), s = cos(t) is noise at t = 0 and data at
+# t = pi / 2. Its velocity is s x - a eps, and v is the mean for all x and eps that give the same
+# xt. Noise that moves with v becomes data (lesson 05). A net predicts v, or the mean of eps or x.
+# --- Knob 2, t_scale. DiT feeds t to sines whose frequencies were made for DDPM's t = 1 to 1000, so
+# a t from 0 to 1 is first multiplied by 1000. Our net gets t itself, and 1000 t is far too large.
+def train(x, y, target, t_scale, iters, width=64, batch_size=1024, lr=0.03):
+    """Return a net that predicts the target, (B, 2), from rows of xt, t_scale * t, and y."""
+    net = nn.Sequential(nn.Linear(4, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
+                        nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2))
+    optimizer = torch.optim.Adam(net.parameters())
     for i in range(iters):
-        optimizer.param_groups[0]["lr"] = 0.03 * (1 - i / iters)  # large steps first, then small
-        x, label = labelled_moons(1024)
-        label[torch.rand(1024) < 0.1] = BLANK  # one in ten, as guidance will ask without a label
-        eps, phi = torch.randn(1024, 2), torch.rand(1024, 1) * torch.pi / 2
-        xt = phi.sin() * x + phi.cos() * eps
-        target = phi.cos() * x - phi.sin() * eps  # v
-        loss = (ask(xt, phi, label) - target).square().mean()
+        optimizer.param_groups[0]["lr"] = lr * (1 - i / iters)  # large steps first, then small
+        row = torch.randint(len(x), [batch_size])
+        eps, t = torch.randn(batch_size, 2), torch.rand(batch_size, 1) * torch.pi / 2
+        a, s = t.sin(), t.cos()
+        targets = {"v": s * x[row] - a * eps, "eps": eps, "x0": x[row]}
+        label = y[row] * (torch.rand_like(t) > 0.1)  # one in ten becomes 0, "no label"
+        out = net(torch.hstack([a * x[row] + s * eps, t_scale * t, label]))
+        loss = nn.functional.mse_loss(out, targets[target])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    print(f"{iters} iterations, loss {loss:.3f} (not 0: many pairs share one xt)")
-    return lambda xt, phi, label: ask(xt, phi, label).detach()
+        if i % 100 == 0:
+            print(f"iteration {i} of {iters}: loss {loss:.4f}")
+    return net
+
+def convert_to_v(net, target, t_scale, xt, t, y):  # (B, 2), at xt (B, 2), a tensor t, y (B, 1)
+    out = net(torch.hstack([xt, t_scale * t * torch.ones_like(y), y]))
+    a, s = t.sin().clamp(0.02), t.cos().clamp(0.02)  # because we cannot divide by 0
+    return {"v": out,
+            "eps": (s * xt - out) / a,  # near noise, a is small, so errors of eps become large
+            "x0": (out - a * xt) / s}[target]  # near data, s is small
+
+# --- Knob 3, the schedule. DDPM's beta grows linearly from 0.0001 to 0.02 in 1000 steps, and a^2 is
+# about exp(-sum of beta). So steps are short near noise and long near data (lesson 02).
+def linear_times(num_steps):
+    u = torch.linspace(1, 0, num_steps + 1)  # share of the 1000 steps
+    return (-0.1 * u - 9.95 * u**2).exp().sqrt().asin()  # t, because a is sin(t)
+
+def cosine_times(num_steps):
+    return torch.linspace(0, torch.pi / 2, num_steps + 1)  # equal steps
+
+# --- Knob 4, the solver's order: 1 is Euler. 2 is Heun, with two function evaluations (NFE) a step.
+@torch.no_grad()
+def sample(net, xt, y, num_steps, schedule=cosine_times, order=2):
+    """Turn noise xt, (B, 2), into data by any net(xt, t, y) that returns velocities, (B, 2)."""
+    times = schedule(num_steps)
+    for t, h in zip(times, times.diff()):
+        v = net(xt, t, y)
+        if order == 2:
+            v = (v + net(xt + h * v, t + h, y)) / 2  # the mean of start and Euler's end
+        xt = xt + h * v
+    return xt
+
+# --- Knob 5, guidance. By Bayes' rule, log p(xt | y) = log p(xt) + log p(y | xt) + constant. So a
+# label adds a multiple of the gradient of log p(y | xt) to v, and guidance adds w times as much.
+def guide(net, w):
+    """Return net(xt, t, y) with classifier-free guidance of weight w; y = 0 means no label."""
+    def guided(xt, t, y):
+        null = net(xt, t, torch.zeros_like(y))
+        return null + w * (net(xt, t, y) - null)  # w = 2: as if odds of 4 to 1 were 16 to 1
+    return guided
 
 def energy_distance(x, y):
     """Return the energy distance of samples x and y, (n, 2) each (Szekely and Rizzo 2013).
@@ -104,47 +106,45 @@ def energy_distance(x, y):
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item()
 
-def misses(v, noise, exact, n_steps):  # from exact ends; v is called 2 n_steps times
-    ends = [follow(v, noise, linear_beta(2 * n_steps), euler),
-            follow(v, noise, equal_angles(2 * n_steps), euler),
-            follow(v, noise, equal_angles(n_steps), heun)]
-    return [(end - exact).norm(dim=1).mean().item() for end in ends]
-v = train_labelled(args.iters)
-noise = torch.randn(2500, 2)
-plain = lambda xt, phi: v(xt, phi, UPPER)  # without guidance
-exact = follow(plain, noise, equal_angles(200), heun)  # so many steps that more change nothing
-miss = misses(plain, noise, exact, args.steps)  # C1, C2
-upper = MU[torch.randint(32, (2500,))] + STD * torch.randn(2500, 2)  # no wrong label among these
-guided = follow(guide(v, args.w, UPPER, BLANK), noise, equal_angles(200), heun)
-before, after = energy_distance(exact, upper), energy_distance(guided, upper)  # C3
+net = train(x, y, args.target, args.t_scale, args.iters)
+v = lambda xt, t, y: convert_to_v(net, args.target, args.t_scale, xt, t, y)
+noise, label = torch.randn(2000, 2), torch.ones(2000, 1)  # the label of the upper moon
+exact = sample(guide(v, 1), noise, label, 50)  # more steps would change little
+before = energy_distance(exact, upper)
+after = energy_distance(sample(guide(v, args.w), noise, label, 50), upper)
 
-# --- figure
-fig, (bars, left, right) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
-steps = plt.Slider(plt.axes([0.4, 0.02, 0.2, 0.04]), "steps", 1, 50, valinit=args.steps, valstep=1)
-guidance = plt.Slider(plt.axes([0.75, 0.02, 0.2, 0.04]), "w", 0, 8, valinit=args.w)
-def draw(_):
-    bars.clear()
-    bars.bar(["linear beta", "equal angles", "+ Heun"], misses(plain, noise, exact, int(steps.val)))
-    bars.set_title(f"{2 * int(steps.val)} calls of v: mean distance to the exact ends")
-    guided = follow(guide(v, guidance.val, UPPER, BLANK), noise, equal_angles(20), heun)  # fast
-    for ax, x, w in (left, exact, 1), (right, guided, guidance.val):
-        distance = energy_distance(x, upper)
-        ax.clear()
-        ax.plot(*upper.T, ".", color="0.7", ms=2)
-        ax.plot(*x.T, ".", color="tab:blue" if distance <= before else "tab:red", ms=2)
-        ax.set(title=f"w = {w:.1f}, energy distance\nto upper moon, grey: {distance:.3f}", aspect=1)
-draw(None)
-steps.on_changed(draw)
-guidance.on_changed(draw)
+fig, (chart, left, right) = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+nfe, errors = [2, 4, 8, 16, 32], []
+for schedule, order in (cosine_times, 2), (cosine_times, 1), (linear_times, 1):
+    ends = [sample(v, noise, label, n // order, schedule, order) for n in nfe]
+    error = (torch.stack(ends) - exact).norm(dim=2).mean(1)  # (5,)
+    chart.semilogy([str(n) for n in nfe], error, "o-")
+    errors.append(error[3])  # at 16 NFE
+heun, cosine, linear = errors
+chart.legend(["Heun, cosine schedule", "Euler, cosine schedule", "Euler, linear schedule"])
+chart.set(xlabel="NFE", ylabel="mean distance to the exact end of the path",
+          title=f"At 16 NFE, Heun divides Euler's error by {cosine / heun:.1f}")
+def draw(ax, w):
+    samples = sample(guide(v, w), noise, label, 50)
+    distance = energy_distance(samples, upper)
+    ax.clear()
+    ax.scatter(*upper.T, 16, "0.7")
+    ax.scatter(*samples.T, 2, "C3" if distance > before else "C0")
+    ax.axis([-3, 3, -2, 2])
+    ax.set(aspect="equal", title=f"w = {w:.1f}: samples for the upper moon (gray)\n"
+                                 f"Energy distance {distance:.3f} (red above {before:.3f})")
+draw(left, 1)
+draw(right, args.w)
+slider = plt.Slider(plt.axes([0.75, 0.02, 0.2, 0.04]), "w", 0, 8, valinit=args.w)
+slider.on_changed(lambda w: draw(right, w))
 fig.savefig("09_knobs.png", dpi=120)
 
-# --- claims
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
-claim("C1", "distance to the exact ends, equal angles (bound: linear beta)", miss[1], "<", miss[0])
-claim("C2", "the same with Heun (bound: Euler)", miss[2], "<", miss[1])
-claim("C3", f"energy distance to upper, w = {args.w:g} (bound: w = 1)", after, "<", before)
+claim("C1", "Error of Euler at 16 NFE, cosine schedule (bound: linear)", cosine, "<", linear)
+claim("C2", "Error of Heun at 16 NFE, cosine schedule (bound: Euler)", heun, "<", cosine)
+claim("C3", f"Energy distance, w = {args.w:g} (bound: half of w = 1)", after, "<", before / 2)
 print("figure: 09_knobs.png")
-if plt.get_backend().lower() != "agg":  # no window without a display
+if plt.get_backend().lower() != "agg":  # there is no window to show without a display
     plt.show()

@@ -20,6 +20,22 @@ matplotlib.rcParams["figure.max_open_warning"] = 0  # each run leaves its figure
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes minutes; only run with --slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        skip = pytest.mark.skip(reason="slow: run with --slow")
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(skip)
+
+
 def paste(name, *wanted):
     """The named functions and classes of a lesson in an empty namespace, with the imports, the UPPER_CASE constants and the
     other functions that they name, as a reader would paste them. Nothing else of the lesson is run."""

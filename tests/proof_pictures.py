@@ -1,11 +1,10 @@
-"""Five pictures for the README: the path, what its code draws (moons, handwriting), and what the tests of 10 and 12 measure.
+"""Four pictures for the README: the path, what its code draws (moons, handwriting), and three modalities as tokens.
 `python tests/regenerate.py --proofs` draws them."""
 import re
+import tempfile
 
 import matplotlib.pyplot as plt
 import numpy as np
-import test_10_discrete as media
-import test_12_maskgit as masks
 import test_handwriting as handwriting
 import torch
 from conftest import ROOT, paste
@@ -13,89 +12,32 @@ from conftest import ROOT, paste
 GALLERY = ROOT / ".github" / "gallery"
 
 
-def train_words(iters):
-    """Lesson 12's pieces, its codes and tokens (the digit's name in front, as a 65th token) and a net that was trained on them."""
-    piece = paste("12_maskgit", "train_unmask", "maskgit", "d3pm", "compare", "PICTURES")
-    patches = torch.nn.functional.unfold(piece.PICTURES[:, None], 2, stride=2).mT
-    codes = patches.flatten(0, 1).unique(dim=0)[::55][:16]
-    for _ in range(20):
-        tokens = torch.cdist(patches, codes).argmin(2)
-        codes = torch.stack([patches[tokens == k].mean(0) for k in range(16)])
-    tokens = torch.cat([torch.arange(40)[:, None] // 4, tokens], 1)
-    return piece, codes, tokens, piece.train_unmask(tokens, iters)
-
-
-def draw_12(iters=1000):
-    """Rows of digits by MaskGIT, ten rounds when asked for 0 to 9, 64 without noise; wrong tokens against the perfect net's."""
-    torch.manual_seed(0)
-    piece, codes, tokens, net = train_words(iters)
-    perfect, rounds = masks.lookup(tokens), [1, 2, 4, 10, 65]
-    blank = torch.full((400, 65), masks.MASK)
-    asked = blank[:10].clone()
-    asked[:, 0] = torch.arange(10)
-    rows = {f"rounds: {n}": piece.maskgit(net, blank, n, 1) for n in rounds}
-    curves = {"D3PM": ([piece.d3pm(net, blank, n) for n in rounds], "o-", "tab:orange"),
-              "MaskGIT": (list(rows.values()), "o-", "tab:blue"),
-              "D3PM, perfect net": ([piece.d3pm(perfect, blank, n) for n in rounds], ":", "k"),
-              "MaskGIT, perfect net": ([piece.maskgit(perfect, blank, n, 1) for n in rounds], "--", "k")}
-    rows |= {"asked for\n0 to 9": piece.maskgit(net, asked, 10, 1), "no noise,\nrounds: 65": piece.maskgit(net, blank[:10], 65, 0)}
-    fig, (grid, chart) = plt.subplots(1, 2, figsize=(12, 5), width_ratios=[3, 2], layout="constrained")
-    strips = []
-    for x in rows.values():
-        x = x[:10]
-        sign = torch.where(x == tokens[piece.compare(x, tokens)[0]], 1, -1)
-        ink = (codes[x] * sign[:, :, None])[:, 1:]
-        strips.append(torch.cat(list(torch.nn.functional.fold(ink.mT, (16, 16), 2, stride=2)[:, 0]), 1))
-    grid.imshow(torch.cat(strips), "RdBu", vmin=-1, vmax=1)
-    grid.set(title="MaskGIT (wrong tokens are red)", xticks=[], yticks=range(8, 16 * len(rows), 16))
-    grid.set_yticklabels(list(rows))
-    for name, (drawn, style, colour) in curves.items():
-        chart.plot([piece.compare(x, tokens)[1] for x in drawn], style, color=colour, label=name)
-    chart.set(title="wrong tokens of 65", xlabel="rounds", xticks=range(5), xticklabels=rounds)
-    chart.legend()
-    fig.savefig(GALLERY / "12_asked.png", dpi=120)
-
-
 def draw_10():
-    """Text, sound and picture as integers and back; the next row of a picture, asked for in pixels and in tokens."""
-    torch.manual_seed(6)
-    piece = paste("10_discrete", "PICTURES")
-    ROWS, tokens = piece.PICTURES.view(-1, 16).unique(dim=0, return_inverse=True)
-    tokens = tokens.view(40, 16)
-    fig, (text, sound, picture, contest) = plt.subplots(1, 4, figsize=(13, 4), width_ratios=[1, 1.4, 1, 1], layout="constrained")
+    """Text, sound and an image as integers."""
+    piece = paste("10_discrete", "draw_digit", "FONTS")
+    images = torch.stack([piece.draw_digit(digit, font) for digit in "0123456789" for font in piece.FONTS]).round()
+    codebook, tokens = images.view(-1, 16).unique(dim=0, return_inverse=True)
+    fig, (text, sound, image) = plt.subplots(1, 3, figsize=(13, 4), width_ratios=[1, 1.6, 1], layout="constrained")
 
-    letters = list("Why?")
-    text.bar(letters, list("Why?".encode()), color="tab:blue")
+    text.bar(list("Why?"), list("Why?".encode()), color="tab:blue")
     text.bar_label(text.containers[0])
-    text.set(title="text: a letter is a byte", ylim=(0, 140))
+    text.set(title="Text: each letter is a byte", ylim=(0, 140), ylabel="token")
 
-    y = media.tone(1.0)
+    seconds = torch.arange(8000) / 8000
+    y = torch.exp(-4 * seconds) * (2 * torch.pi * 220 * seconds).sin()  # a tone that fades away
     first = (y * 7.5).round() / 7.5
     both = first + ((y - first) * 7.5 * 15).round() / (7.5 * 15)
     ms, late = torch.arange(80) / 8, slice(4800, 4880)  # ten quiet milliseconds
     sound.plot(ms, y[late], color="0.7", lw=6, label="sound")
-    for level, colour, name in ((first, "tab:orange", "16 levels"), (both, "tab:blue", "16 more for the rest")):
-        error = (level - y).square().mean().sqrt()
-        sound.step(ms, level[late], color=colour, where="mid", label=f"{name}: error {error:.3f}")
-    sound.set(title="sound: a moment is a level", xlabel="milliseconds", ylim=(-0.2, 0.35))
+    for levels, color, name in ((first, "tab:orange", "16 levels"), (both, "tab:blue", "and 16 more for the rest")):
+        error = (levels - y).square().mean().sqrt()
+        sound.step(ms, levels[late], color=color, where="mid", label=f"{name}: error {error:.3f}")
+    sound.set(title="Sound: each moment is one or two levels", xlabel="milliseconds", ylim=(-0.2, 0.35))
     sound.legend(loc="upper center")
 
-    digit, place = 32, 3  # five rows can follow the first three of this 8
-    picture.imshow(piece.PICTURES[digit], "Greys")
-    picture.set(title="picture: a row is one of 88", xticks=[], yticks=range(16))
-    picture.set_yticklabels(tokens[digit].tolist())
-
-    with torch.enable_grad():
-        pixels, kinds = media.train_next(tokens, ROWS, True), media.train_next(tokens, ROWS, False)
-    xt = tokens[digit].clone()
-    xt[place:] = 88
-    follow = tokens[(tokens[:, :place] == xt[:place]).all(1), place].unique()
-    drawn = torch.distributions.Categorical(logits=kinds(xt[None])[0]).sample((5,))
-    parts = [ROWS[xt[:place]], pixels(xt[None]), ROWS[drawn], ROWS[follow]]
-    spaced = [torch.stack([row, 0 * row], 1).flatten(0, 1) for row in parts[1:]]  # a white row below each
-    contest.imshow(torch.cat([parts[0], *spaced]).clip(0, 1), "Greys")
-    contest.set(title="row 4 of this 8, asked for", xticks=[])
-    contest.set_yticks([1, 3, 9, 19], ["given", "in pixels", "in tokens,\n5 draws", "all that\ncan follow"])
+    image.imshow(images[32], "Greys")
+    image.set(title=f"An image: each row is one of {len(codebook)}", xticks=[], yticks=range(16))
+    image.set_yticklabels(tokens.view(40, 16)[32].tolist())
     fig.savefig(GALLERY / "10_media.png", dpi=120)
 
 
@@ -108,20 +50,20 @@ def draw_heart():
     plt.savefig(GALLERY / "heart.png", dpi=120)
 
 
-def draw_handwriting(iters=9000, steps=50):
-    """Seven pictures of each handwritten digit: unseen ones, drawn without guidance, drawn by the README's code, and of Gaussians."""
+def draw_handwriting(iters=4000):
+    """Seven images of each handwritten digit: unseen ones, samples of lesson 08 as the README runs it, and of Gaussians."""
     torch.manual_seed(0)
-    space = handwriting.draw_handwriting(iters, steps)
-    drawn = {"w = 1": space["unguided"], "w = 2": space["drawn"], "Gaussians": handwriting.gaussians(space["data"])}
-    mlps = {f"MLP, {target}": handwriting.draw_with_an_mlp(space, target, iters, steps) for target in ("x", "v")}
-    for name, pictures in (drawn | mlps).items():
-        print(name, {row: round(value, 3) for row, value in handwriting.measure(pictures, space).items()})
-    columns = [handwriting.unseen(space).view(10, 100, 28, 28)[:, :7]]  # (digit, picture, row, column)
-    columns += [pictures.view(20, 10, 28, 28)[:7].transpose(0, 1) for pictures in drawn.values()]
+    with tempfile.TemporaryDirectory() as folder:
+        space = handwriting.learn(folder, iters)
+    drawn = {f"samples, w = {w}": handwriting.draw(space, space.ns.net, w) for w in (1, 2)}
+    drawn["one Gaussian for each digit"] = handwriting.gaussians(space)
+    for name, images in drawn.items():
+        print(name, {row: round(value, 3) for row, value in handwriting.measure(images, space).items()})
+    columns = {"real, not seen in training": space.unseen.view(10, 100, 28, 28)[:, :7]}
+    columns |= {name: images.view(20, 10, 28, 28)[:7].transpose(0, 1) for name, images in drawn.items()}
     fig, panels = plt.subplots(1, 4, figsize=(14, 2.8), layout="constrained")
-    titles = ["real, not seen in training", "drawn without guidance (w = 1)", "drawn, w = 2", "one Gaussian for each digit"]
-    for ax, digits, title in zip(panels, columns, titles):
-        ax.imshow(torch.cat([torch.cat(list(digit)) for digit in digits], 1), "Greys")  # (196, 280)
+    for ax, (title, digits) in zip(panels, columns.items()):
+        ax.imshow(torch.cat([torch.cat(list(digit)) for digit in digits], 1), "gray", vmin=-1, vmax=1)  # (196, 280)
         ax.set(title=title, xticks=[], yticks=[])
     fig.savefig(GALLERY / "handwriting.png", dpi=120)
 

@@ -3,7 +3,7 @@
 python tests/regenerate.py            figures, seconds (README, docstrings), the example of 06; prints a table
 python tests/regenerate.py --check    prints that table, changes nothing: status 1 if more than seconds would change
 python tests/regenerate.py --moving   the moving pictures: each lesson's own widget, from good to broken and back
-python tests/regenerate.py --proofs   the pictures of the README's front page and of proofs (sections 10 and 12); ten minutes
+python tests/regenerate.py --proofs   the pictures of the README that belong to no lesson; ten minutes
 python tests/regenerate.py --seeds 2000 2009 --jobs 2 --keep seeds.json
                                       the column "min .. max" of the claims tables (half an hour on two cores)
 
@@ -37,14 +37,14 @@ MOVES = {  # the name of the widget, and its values on the way from good to brok
     "05_cfm": ("slider", [0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]),
     "06_euler": ("slider", [16, 12, 8, 6, 5, 4, 3, 2, 1]),
     "07_bridge": ("power", [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2, 0]),
-    "08_dit": ("slider", [20, 15, 10, 7, 5, 4, 3, 2, 1]),
-    "09_knobs": ("guidance", [1, 1.5, 2, 3, 4, 5, 6, 7, 8]),
-    "10_discrete": ("calls", [16, 12, 8, 6, 4, 3, 2, 1]),
-    "11_vq": ("start", [0, 0.3, 0.6, 0.9, 1.2, 1.5, 2, 2.5, 3]),
-    "12_maskgit": ("slider", [1, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1, 0]),
+    "08_dit": ("slider", [2, 1, 0.5, 0.25, 0]),
+    "09_knobs": ("slider", [1, 1.5, 2, 3, 4, 5, 6, 7, 8]),
+    "10_discrete": ("passes", [16, 12, 8, 6, 4, 3, 2, 1]),
+    "11_vq": ("start", [0, 0.5, 0.8, 1, 1.2, 1.5, 2]),
+    "12_maskgit": ("noise", [1, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1, 0]),
     "13_unified": ("slider", [4, 5, 6, 7, 8]),
-    "14_reasoning_gen": ("think", [4, 3, 2, 1, 0]),
-    "15_hybrid": ("slider", [0, 5, 10, 15, 20, 25, 30, 35, 40]),
+    "14_reasoning_gen": ("slider", [4, 3, 2, 1, 0]),
+    "15_hybrid": ("radio", [0, 1, 0, 1]),
 }
 
 
@@ -101,7 +101,7 @@ def with_seconds(text, seconds):
         total += new
         return f"{row[1]}{row[2]}{row[3]}{new} s<br>"
 
-    text = re.sub(r"^(\| <img .*\[`)(\d\d_\w+)(\.py`\]\(\S+\), )(\d+) s<br>", number, text, flags=re.M)
+    text = re.sub(r"^(<tr><td><img .*<code>)(\d\d_\w+)(\.py</code></a>, )(\d+) s<br>", number, text, flags=re.M)
     pair = "<!-- total -->", "<!-- /total -->"
     return re.sub(".*?".join(pair), f"All together: {total} s.".join(pair), text, flags=re.S)
 
@@ -186,7 +186,6 @@ if args.proofs:
     import proof_pictures
 
     proof_pictures.draw_10()
-    proof_pictures.draw_12()
     proof_pictures.draw_heart()
     proof_pictures.draw_handwriting()
     proof_pictures.draw_path()

@@ -1,4 +1,4 @@
-"""Every function and class of a lesson, pasted into an empty namespace, and the lines of the README's paste table."""
+"""Every function and class of a lesson, pasted into an empty namespace, and the lines of the table "Paste" of tests/README.md."""
 import ast
 import re
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import ROOT, paste
 
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
 PIECES = [(path.stem, node.name) for path in sorted(ROOT.glob("[01][0-9]_*.py"))
           for node in ast.parse(path.read_text(encoding="utf-8")).body
           if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("draw")]
