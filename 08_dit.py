@@ -131,7 +131,7 @@ def draw(w):
     tiles = torch.stack([*examples, *sample(guide(net, w), noise, shown, 20)]).movedim(1, 3)
     grid = torch.vstack([torch.hstack([*row]) for row in tiles.split(len(examples))])
     ax.imshow(grid.clamp(-1, 1).cpu() / 2 + 0.5, "gray")  # (height, width, channels)
-    ax.set(title=f"Training, samples (w = {w:.3g}), samples without label", xticks=[], yticks=[])
+    ax.set(title=f"Row 1: data. 2, 3: samples (w = {w:.3g}). 4, 5: no label", xticks=[], yticks=[])
 draw(args.w)
 slider = plt.Slider(box, "w", 0, 8, valinit=args.w)
 slider.on_changed(draw)

@@ -112,7 +112,7 @@ PIXELS = torch.zeros(len(NAMES), 16, 8)
 PIXELS[22:] = ink.view(16, 20, 8).transpose(0, 1)
 PIXELS[range(15, 22), [14, 13, 11, 10, 5, 3, 1]] = 1  # each row of pixels is 60 hertz
 
-TITLES = ["A prompt. The net translates it (blue: right, red: wrong). Trained were 1 to 6 digits",
+TITLES = ["A prompt. The net translates it (blue: right, red: wrong). Training used 1 to 6 digits",
           "We want the image", "We want the image, but give no special token. The net has to guess",
           "We want the audio", "We want the text"]
 fig, axes = plt.subplots(5, figsize=(13, 8), layout="constrained")

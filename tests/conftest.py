@@ -136,6 +136,7 @@ def lesson(tmp_path_factory):
                 os.chdir(before)
                 sys.argv = argv
                 torch.set_default_dtype(dtype)
+                torch.set_default_device(None)  # 08 chooses one
             cache[key] = Run(ns=types.SimpleNamespace(**ns), text=text.getvalue(), folder=folder)
         return cache[key]
 
@@ -160,6 +161,7 @@ def refused(tmp_path_factory):
         finally:
             os.chdir(before)
             sys.argv = argv
+            torch.set_default_device(None)
         assert stop.value.code == 2 and not caught, err.getvalue()
         assert out.getvalue() == "" and not list(folder.iterdir())
         last = err.getvalue().splitlines()[-1]
