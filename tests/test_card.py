@@ -50,10 +50,6 @@ def tokens_by_line(path):
     return count
 
 
-def test_there_are_fifteen_lessons():
-    assert len(FILES) == 15
-
-
 @each_lesson
 def test_length_width_and_air(path):
     lines = path.read_text(encoding="utf-8").splitlines()

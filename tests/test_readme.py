@@ -120,21 +120,6 @@ def test_table_of_lessons():
     assert total <= 180 and f"<!-- total -->All together: {total} s.<!-- /total -->" in TEXT
 
 
-def test_tables_have_as_many_cells_in_the_second_row_as_in_the_first():
-    lines = BOTH.splitlines()
-    plain = [re.sub(r"\$[^$]*\$|`[^`]*`", "x", line) for line in lines]
-    rows = [i for i, line in enumerate(plain) if re.fullmatch(r"(\|-+)+\|", line)]
-    assert all(plain[i - 1].startswith("|") for i in rows)
-    assert not [lines[i - 1] for i in rows if plain[i].count("|") != plain[i - 1].count("|")]
-
-
-def test_claims_tables_have_one_header():
-    headers = [line for line in MEASURED.splitlines() if line.startswith("| claim")]
-    assert len(headers) == len(NAMES)
-    for header in headers:
-        assert re.fullmatch(r"\| claim \| seeds \d+ to \d+, min \.\. max \| bound \|", header)
-
-
 @each_lesson
 def test_each_section_shows_its_figure(name):
     shown = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", SECTIONS[name[:2]])
