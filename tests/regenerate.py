@@ -4,14 +4,12 @@ python tests/regenerate.py            figures, seconds (README, docstrings), the
 python tests/regenerate.py --check    prints that table, changes nothing: status 1 if more than seconds would change
 python tests/regenerate.py --moving   the moving pictures: each lesson's own widget, from good to broken and back
 python tests/regenerate.py --proofs   the pictures of the README that belong to no lesson; ten minutes
-python tests/regenerate.py --seeds 2000 2009 --jobs 2 --keep seeds.json
+python tests/regenerate.py --seeds 2000 2009 --jobs 2
                                       the column "min .. max" of the claims tables (half an hour on two cores)
 
 Seconds belong to the machine: let nothing else run. The status is 1, too, if a claim fails or a lesson stops."""
 import argparse
-import ast
 import contextlib
-import json
 import math
 import os
 import pathlib
@@ -22,8 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -49,17 +46,13 @@ MOVES = {  # the name of the widget, and its values on the way from good to brok
 
 
 def run(name, *flags, figure=False, **environment):
-    """One run in an empty folder: what it printed (C0: it stopped), seconds, peak memory in MB (or nan)."""
+    """One run in an empty folder: what it printed (C0: it stopped), and seconds."""
     environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONIOENCODING": "utf-8", **environment}
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+", encoding="utf-8") as out:
-        start, memory = time.time(), math.nan
-        process = subprocess.Popen([sys.executable, str(ROOT / f"{name}.py"), *flags], cwd=folder,
-                                   env=environment, stdout=out, stderr=subprocess.STDOUT)
-        if hasattr(os, "wait4"):  # the usage of this one child; getrusage has the largest of all so far
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            memory = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-        status, seconds = process.wait(), time.time() - start
+        start = time.time()
+        status = subprocess.run([sys.executable, str(ROOT / f"{name}.py"), *flags], cwd=folder, env=environment,
+                                stdout=out, stderr=subprocess.STDOUT).returncode
+        seconds = time.time() - start
         if figure and status == 0:
             shutil.copy(pathlib.Path(folder, f"{name}.png"), GALLERY)
         out.seek(0)
@@ -67,7 +60,7 @@ def run(name, *flags, figure=False, **environment):
         if status:
             print(text[-1000:], file=sys.stderr)
             text += f"\nFAIL  C0 stopped: {status} < 1"
-        return text, seconds, memory
+        return text, seconds
 
 
 def claims(text):
@@ -123,23 +116,14 @@ def with_ranges(text, name, seeds, texts):
     return before + section + after
 
 
-def many_seeds(names, seeds, jobs, keep):
-    """{name: [what each seed printed]}. What is in the file `keep` is not run again, unless its script changed."""
-    kept = json.loads(keep.read_text(encoding="utf-8")) if keep and keep.exists() else {}
-    trees = {name: ast.parse((ROOT / f"{name}.py").read_bytes()) for name in names}
-    code = {name: "".join(map(ast.dump, tree.body[1:])) for name, tree in trees.items()}  # no comments, no docstring
-    keys = {f"{name} {seed} {zlib.crc32(code[name].encode()):08x}": (name, str(seed))
-            for name in names for seed in range(seeds[0], seeds[1] + 1)}
+def many_seeds(names, seeds, jobs):
+    """{name: [what each seed printed]}."""
+    seeds = range(seeds[0], seeds[1] + 1)
     with ThreadPoolExecutor(jobs) as pool:
-        todo = {pool.submit(run, name, "--seed", seed, OMP_NUM_THREADS="1"): key
-                for key, (name, seed) in keys.items() if key not in kept}
-        for done in as_completed(todo):
-            kept[todo[done]], seconds, _ = done.result()
-            print(f"{todo[done]}: {seconds:.0f} s", flush=True)
-            if keep:
-                whole = {key: text for key, text in kept.items() if "\nFAIL  C0 " not in text}
-                keep.write_text(json.dumps(whole, indent=0), encoding="utf-8")
-    return {name: [kept[key] for key in keys if keys[key][0] == name] for name in names}
+        runs = {name: [pool.submit(run, name, "--seed", str(seed), OMP_NUM_THREADS="1") for seed in seeds] for name in names}
+        for name, jobs_of_it in runs.items():
+            print(f"{name}: {sum(job.result()[1] for job in jobs_of_it):.0f} s", flush=True)
+    return {name: [job.result()[0] for job in jobs_of_it] for name, jobs_of_it in runs.items()}
 
 
 def moving(name):
@@ -176,7 +160,6 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--only", nargs="+", default=[""], help="numbers of lessons, as 06 13 (all)")
 parser.add_argument("--seeds", nargs=2, type=int, help="first and last seed for the claims tables")
 parser.add_argument("--jobs", type=int, default=1, help="runs at a time, with --seeds (1)")
-parser.add_argument("--keep", type=pathlib.Path, help="file of what the seeds printed, to go on after a stop")
 parser.add_argument("--check", action="store_true", help="change nothing")
 parser.add_argument("--moving", action="store_true", help="write the moving pictures, and nothing else")
 parser.add_argument("--proofs", action="store_true", help="write the pictures of proofs, and nothing else")
@@ -196,15 +179,15 @@ if args.moving:
         moving(name)
     sys.exit()
 if args.seeds:
-    printed = many_seeds(names, args.seeds, args.jobs, args.keep)
+    printed = many_seeds(names, args.seeds, args.jobs)
 else:
-    print("| lesson | seconds | peak MB | claims |\n|---|---|---|---|")
+    print("| lesson | seconds | claims |\n|---|---|---|")
     printed, seconds = {}, {}
     for name in names:
-        text, seconds[name], memory = run(name, figure=not args.check)
+        text, seconds[name] = run(name, figure=not args.check)
         printed[name] = [text]
         row = ", ".join(f"{claim} {value}" for _, claim, value in claims(text))
-        print(f"| {name} | {seconds[name]:.1f} | {memory:.0f} | {row} |", flush=True)
+        print(f"| {name} | {seconds[name]:.1f} | {row} |", flush=True)
 failed = [f"FAIL {name} seed {seed}: {claim} {value}" for name, texts in printed.items()
           for seed, text in enumerate(texts, (args.seeds or [0])[0])
           for mark, claim, value in claims(text) if mark == "FAIL"]
