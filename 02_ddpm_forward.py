@@ -4,9 +4,8 @@
 # ///
 """02 DDPM forward process: turn data into noise step by step, or in one draw by the closed form.
 
-DDPM turns data into noise in T small steps, and a net learns to undo them. The steps are linear and
-the noise is Gaussian, so t steps together are one Gaussian draw. Training uses this closed form and
-never simulates the steps. We simulate them here to check that the closed form is right.
+DDPM turns data into noise in T small Gaussian steps, and a net learns to undo them. Training never
+runs these steps, because t of them together are one Gaussian draw. We run them once to check this.
 
 RUN    python 02_ddpm_forward.py          (5 seconds; the slider sets T)
 BREAK  python 02_ddpm_forward.py --T 50   (C2 fails, because 50 steps leave most of the data)
@@ -31,14 +30,13 @@ torch.set_num_threads(1)  # such small nets run fastest on a single core
 # --- Data: two moons, as a mixture of 64 narrow Gaussians, so that p_data has a closed form
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper half circle
-CENTERS = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), with variance 1, averaged over x and y
+CENTERS = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), divided by the std of the data
 STD = 0.09 / 0.7107  # of each Gaussian
-
 def two_moons(n):
     """Return n samples of p_data, of shape (n, 2)."""
     return CENTERS[torch.randint(64, (n,))] + STD * torch.randn(n, 2)
 
-# --- The chain: t = 0 is data, t = T is noise, and step t adds a little noise
+# --- The chain: t = 0 is data, t = T is noise, and step t adds a little noise z_t
 #     x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) z_t,  with fresh noise z_t ~ N(0, I)    (2)
 # A step looks only at the point before it, so this is a Markov chain. It is variance-preserving: if
 # x_{t-1} has variance 1, then x_t has variance (1 - beta_t) + beta_t, which is 1 again.
@@ -55,38 +53,31 @@ def simulate_chain(x, beta):
     return torch.stack(path)
 
 # --- The closed form: t steps together are one Gaussian draw
-# Suppose that x_{t-1} = a x + s eps, where x is the data point, eps ~ N(0, I), and s^2 = 1 - a^2.
-# This is true for x_0 = x, with a = 1 and s = 0. We put it into (2):
-#     x_t = sqrt(1 - beta_t) a x + [sqrt(1 - beta_t) s eps + sqrt(beta_t) z_t]
-# A sum of independent Gaussians is Gaussian, and the variances add. So the bracket has variance
-#     (1 - beta_t) s^2 + beta_t = (1 - beta_t) (1 - a^2) + beta_t = 1 - (1 - beta_t) a^2
-# So x_t has the same form, with a new eps, and the step has multiplied a^2 by 1 - beta_t. After t
-# steps, a^2 is the product of 1 - beta_1, ..., 1 - beta_t, which is called abar_t. This gives
-#     x_t = a x + s eps,  where a^2 = abar_t, s^2 = 1 - abar_t, and eps ~ N(0, I)    (4)
-def noise_in(path, a, s):
-    """Solve (4) for the eps in simulated chains at t = 1, ..., T. Return shape (T, n, 2)."""
-    return (path[1:] - a[1:, None] * path[0]) / s[1:, None]
+# Suppose that x_{t-1} = a_{t-1} x + s_{t-1} eps with eps ~ N(0, I) and a_{t-1}^2 + s_{t-1}^2 = 1.
+# For t - 1 = 0, this is true with the data x = x_0, a_0 = 1, and s_0 = 0. By (2),
+#     x_t = sqrt(1 - beta_t) a_{t-1} x + [sqrt(1 - beta_t) s_{t-1} eps + sqrt(beta_t) z_t]
+# A sum of independent Gaussians is Gaussian. The squared factor of x and the bracket's variance are
+#     a_t^2 = (1 - beta_t) a_{t-1}^2  and  s_t^2 = (1 - beta_t) s_{t-1}^2 + beta_t
+# Again, they add up to (1 - beta_t) + beta_t = 1. So at every t, with a new eps ~ N(0, I),
+#     x_t = a_t x + s_t eps,  where a_t^2 = (1 - beta_1) ... (1 - beta_t), called abar_t    (4)
+beta, abar = linear_schedule(args.T)
+a, s = abar.sqrt(), (1 - abar).sqrt()  # (T + 1, 1) each
+path = simulate_chain(two_moons(2500), beta)  # (T + 1, 2500, 2)
 
-# --- Check: at every t, the eps in simulated chains must be draws from N(0, 1)
-# The Kolmogorov-Smirnov (KS) statistic is the largest difference between two CDFs. For 5000 draws
-# at each of 1000 times, it exceeds 0.041 in about one of 10,000 runs at most (DKW inequality).
-def ks_statistic(z):
-    """Compare each row of z, (T, n), with N(0, 1). Return the KS statistics, (T,)."""
-    cdf = torch.special.ndtr(z.sort().values)  # the CDF of N(0, 1)
-    return (cdf - torch.linspace(0, 1, z.shape[1])).abs().amax(1)
+# --- Check: solve (4) for the eps in the simulated chains. At every t, they must be N(0, 1). If so,
+# the CDF of N(0, 1) turns n of them into uniform numbers from 0 to 1. Sorted, they are close to
+# (i + 0.5) / n. The largest difference, plus 0.5 / n, is the Kolmogorov-Smirnov (KS) statistic.
+even = (torch.arange(5000) + 0.5) / 5000  # n is 5000, because 2500 points have an x and a y each
+ks = []
+for t in range(1, args.T + 1):
+    eps = (path[t] - a[t] * path[0]) / s[t]  # (2500, 2)
+    uniform = torch.special.ndtr(eps.flatten())  # (5000,)
+    ks.append((uniform.sort().values - even).abs().max() + 0.5 / 5000)
 
-def run_chain(T, seed, n=2500):
-    """Simulate n chains. Return a and s, (T + 1, 1), the chains, and KS for t = 1, ..., T."""
-    torch.manual_seed(seed)  # moving the slider back shows the same chains
-    beta, abar = linear_schedule(T)
-    a, s = abar.sqrt(), (1 - abar).sqrt()
-    path = simulate_chain(two_moons(n), beta)
-    return a, s, path, ks_statistic(noise_in(path, a, s).flatten(1))
-
-# --- Training: the net predicts eps from x_t and s_t, which tells it t. Each training point has its
-# own random t, and (4) gives x_t in one draw, so the training is called simulation-free. Many pairs
-# of x and eps give the same x_t, so the loss cannot be 0. The best prediction is their mean eps.
-# Then (x_t - s_t eps_hat) / a_t is the mean of these x, and lesson 04 walks back from there.
+# --- Training: the net predicts eps from x_t and s_t, which tells it t. Each training point takes
+# one draw from (4), with its own random t, so the training is called simulation-free. Many pairs of
+# x and eps give the same x_t. Squared error is lowest for their mean eps, called eps_hat. As each
+# pair has x = (x_t - s_t eps) / a_t, their mean x is (x_t - s_t eps_hat) / a_t (see lesson 04).
 def training_batch(a, s, n):
     """Return x_t, (n, 2), s_t, (n, 1), and eps, (n, 2), for random t from 1, ..., T."""
     x, eps = two_moons(n), torch.randn(n, 2)
@@ -110,41 +101,50 @@ def train(a, s, iters, width=64, batch_size=1024, lr=0.03):
             print(f"iteration {i} of {iters}: loss {loss:.4f}")
     return net
 
-a, s, path, ks = run_chain(args.T, args.seed)
+# --- The lowest loss. For this data, we know E[eps | x_t], which no net can beat. If x belongs to
+# the center c, then x_t - a c = a (x - c) + s eps has variance (a STD)^2 + s^2. The part s^2 / var
+# is noise, so E[s eps | x_t, c] = s^2 / var (x_t - a c). We average this over c, given x_t.
+def best_eps(xt, st):  # E[eps | x_t], (B, 2), for x_t (B, 2) and s_t (B, 1)
+    at = (1 - st**2).sqrt()
+    var = (at * STD) ** 2 + st**2  # (B, 1)
+    squared_distance = (xt[:, None] - at[:, None] * CENTERS).square().sum(2)  # (B, 64)
+    p_center = (-squared_distance / (2 * var)).softmax(1)  # p(c | x_t), by Bayes' rule
+    return st / var * (xt - at * (p_center @ CENTERS))
 net = train(a, s, args.iters)
 xt, st, eps = training_batch(a, s, 50_000)
-loss = (net(torch.hstack([xt, st])) - eps).square().mean()
-ratio = loss / (st * xt - eps).square().mean()  # s_t x_t is the best multiple of x_t
+lowest = (best_eps(xt, st) - eps).square().mean()
+ratio = (net(torch.hstack([xt, st])) - eps).square().mean() / lowest
 
-# --- Figure
-fig, axes = plt.subplots(1, 4, figsize=(14, 5), layout="constrained", subplot_kw={"box_aspect": 1})
-fig.suptitle("The chain (gray) looks like the closed form (blue). Red: the KL of x_T is over 0.001")
-slider = plt.Slider(plt.axes([0.3, 0.01, 0.4, 0.04]), "T", 10, 1000, valinit=args.T, valstep=1)
-def draw(a, s, path, ks):
-    T = len(ks)
-    for ax, t in zip(axes, [1, T // 10, T // 3, T]):
-        xt = a[t] * two_moons(2500) + s[t] * torch.randn(2500, 2)
-        ax.clear()
-        ax.plot(*path[t].T, ".", color="0.7")
-        ax.plot(*xt.T, ".", ms=1.5)
-        ax.set_title(f"t = {t}: {a[t].item():.2f} x + {s[t].item():.2f} eps")
-        ax.set_xlabel(f"KS of eps: {ks[t - 1]:.3f} (chance: up to 0.041)")
-        ax.axis([-4, 4, -4, 4])
-    axes[3].title.set_color("tab:red" if a[T] ** 2 > 0.001 else "black")
-draw(a, s, path, ks)
-slider.on_changed(lambda T: draw(*run_chain(int(T), args.seed)))
+MAX_DATA = 0.001  # for a_T^2. With a_T = 0.03, x hardly moves x_T, whose standard deviation is 1
+fig, axes = plt.subplots(2, 4, figsize=(11, 6.2), subplot_kw={"box_aspect": 1})
+fig.suptitle("Many small steps (above), one draw (below): same distribution. Red: over 0.1% data")
+slider = plt.Slider(plt.axes([0.3, 0.01, 0.4, 0.03]), "T", 10, 1000, valinit=args.T, valstep=1)
+
+def draw(T):
+    torch.manual_seed(args.seed)  # moving the slider back shows the same points
+    beta, abar = linear_schedule(T)
+    path = simulate_chain(two_moons(2500), beta)
+    for (above, below), t in zip(axes.T, [0, T // 10, T // 4, T]):
+        a, s = abar[t].sqrt(), (1 - abar[t]).sqrt()
+        closed_form = a * two_moons(2500) + s * torch.randn(2500, 2)
+        color = "tab:red" if t == T and abar[t] > MAX_DATA else "tab:blue"
+        for ax, points in [(above, path[t]), (below, closed_form)]:
+            ax.clear()
+            ax.scatter(*points.T, 1, color)
+            ax.axis([-3.5, 3.5, -3.5, 3.5])
+        above.set_title(f"t = {t}: {abar[t].item():.2%} data")
+        below.set_title(f"{a.item():.2f} x + {s.item():.2f} eps")
+draw(args.T)
+slider.on_changed(lambda T: draw(int(T)))
 fig.savefig("02_ddpm_forward.png", dpi=120)
 
-# --- Claims. C2: the KL divergence of N(m, v) from N(0, 1) is (m^2 + v - 1 - log v) / 2. Here m is
-# a x, v is s^2, and x^2 averages 1, so the two dimensions add up to -log s^2. At 0.001, the best
-# classifier of x_T and noise is right 51.2% of the time (Pinsker). C3: 6% over the lowest, 0.82.
+# --- Claims. C1: by chance, P(KS > e) <= 2 exp(-2 n e^2) (DKW inequality), or 1e-7 for e = 0.041
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
-kl = -torch.log1p(-a[-1] ** 2).item()  # -log s^2 of x_T
-claim("C1", "In the chain, eps is N(0, 1) at every t. Largest KS", ks.max(), "<", 0.041)
-claim("C2", "x_T is nearly N(0, I), whatever x is. KL divergence", kl, "<", 0.001)
-claim("C3", "The loss is near the lowest. Loss / loss of s_t x_t (lowest: 0.8)", ratio, "<", 0.87)
+claim("C1", "In the chain, eps is N(0, 1) at every t. Largest KS", max(ks), "<", 0.041)
+claim("C2", "x_T is nearly noise. Data's part of its variance", abar[-1].item(), "<", MAX_DATA)
+claim("C3", "The net's loss is within 10% of the lowest. Ratio", ratio, "<", 1.1)
 print("figure: 02_ddpm_forward.png")
 if plt.get_backend().lower() != "agg":  # there is no window to show without a display
     plt.show()

@@ -7,20 +7,17 @@
 DDPM's likelihood is an integral that we can't compute, but it has a lower bound, the ELBO. This is
 a sum of weighted squared errors of predicted noise. We train nets with and without the weights.
 
-RUN    python 03_elbo.py                (6 seconds; the buttons select whose samples you see)
-BREAK  python 03_elbo.py --target mean  (C1 fails, because this net's errors grow 100 times)
+RUN    python 03_elbo.py             (6 seconds; the slider turns noise into samples)
+BREAK  python 03_elbo.py --iters 50  (C1 fails, because the net predicts the noise badly)
 PAPER  arXiv 2006.11239, sections 2 and 3 (DDPM, by Ho et al.). We use its equation numbers."""
 import argparse
 import signal
 import matplotlib.pyplot as plt
 import torch
-from matplotlib.widgets import RadioButtons
 from torch import nn
-from torch.distributions import MultivariateNormal, Normal
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-parser.add_argument("--target", choices=["eps", "mean"], default="eps", help="of the net in C1")
-parser.add_argument("--iters", type=int, default=700, help="of training (default: %(default)s)")
+parser.add_argument("--iters", type=int, default=700, help="per training (default: %(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
 if not (1 <= args.iters <= 10**6 and 0 <= args.seed < 2**32):
@@ -31,81 +28,60 @@ torch.set_num_threads(1)  # such small nets run fastest on a single core
 # --- Data: two moons, as a mixture of 64 narrow Gaussians, so that p_data has a closed form
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper half circle
-CENTERS = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), with variance 1, averaged over x and y
+CENTERS = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), divided by the std of the data
 STD = 0.09 / 0.7107  # of each Gaussian
 def two_moons(n):
     """Return n samples of p_data, of shape (n, 2)."""
     return CENTERS[torch.randint(64, (n,))] + STD * torch.randn(n, 2)
 
-# --- The forward process q. One step is x_t = sqrt(alpha_t) x_{t-1} + sqrt(beta_t) z. All t steps
-# are x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (4), where z and eps ~ N(0, I) (lesson 02).
+# --- The forward process q. One step is x_t = sqrt(alpha_t) x_{t-1} + sqrt(beta_t) z (2). The first
+# t steps give x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (4), with z, eps ~ N(0, I) (lesson 02).
 T = 1000
 BETA = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, T)])  # (T + 1,), for t = 0, ..., T
 ALPHA = 1 - BETA
 ABAR = ALPHA.cumprod(0)  # the paper's alpha-bar
+NOISE = (1 - ABAR).sqrt()  # (T + 1,), how much eps there is in x_t
 
 # --- The ELBO. The model p draws x_T from N(0, I) and takes Gaussian steps p(x_{t-1} | x_t) to x_0.
 # p(x_0) is an integral over x_1, ..., x_T. We write it as a mean over q. By Jensen's inequality,
 #     log p(x_0) = log E_q[p(x_0, ..., x_T) / q(x_1, ..., x_T | x_0)] >= E_q[log(p / q)] = ELBO
-# Bayes' rule turns q's steps back: q(x_t | x_{t-1}) is q(x_{t-1} | x_t, x_0) times the fraction
-# q(x_t | x_0) / q(x_{t-1} | x_0). In the product, the fractions cancel, except for q(x_T | x_0). So
-# -ELBO, the mean of log(q / p), sums up KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 1,
-# -log p(x_0 | x_1), and a KL divergence for x_T that depends on no net (5).
+# By the chain rule of probability, both p and q are products of steps, from x_T down:
+#     p = p(x_T)        p(x_{T-1} | x_T)       ...  p(x_1 | x_2)       p(x_0 | x_1)
+#     q = q(x_T | x_0)  q(x_{T-1} | x_T, x_0)  ...  q(x_1 | x_2, x_0)
+# In each column, the mean of log(q / p) is a KL divergence. The first is nearly 0, because x_T is
+# nearly N(0, I). So -ELBO is the sum of the other KLs, and of -log p(x_0 | x_1) (5).
 
-# --- Each KL is a squared error. By (4), x_0 and x_t determine sqrt(1 - abar_t) eps, all the noise
-# in x_t. It is a sum of independent Gaussians, and sqrt(beta_t) z, the last noise, is one of them.
-# Given the sum, this part is Gaussian, and its mean is the sum times its fraction of the variance,
-# beta_t / (1 - abar_t). So x_{t-1} = (x_t - sqrt(beta_t) z) / sqrt(alpha_t) is Gaussian, with mean
+# --- Each KL is a squared error. By Bayes' rule, q(x_{t-1} | x_t, x_0) is a Gaussian (lesson 04).
+# Its variance is beta_t (1 - abar_{t-1}) / (1 - abar_t). In terms of x_t and eps (4), its mean is
 #     x_t / sqrt(alpha_t) - c_t eps,  where c_t = beta_t / sqrt(alpha_t (1 - abar_t))    (10)
-# The model's step has this mean with eps_hat for eps, and variance beta_t (why: lesson 04). The KL
-# of N(m, v I) and N(m', v' I) is |m - m'|^2 / (2 v') plus a constant (8). Here, this is
-# w_t |eps - eps_hat|^2 plus a constant. So is -log p(x_0 | x_1), because at t = 1, (10) equals x_0.
-C = BETA / (ALPHA * (1 - ABAR)).sqrt()  # (T + 1,), 0.006 to 0.02
-WEIGHT = C**2 / (2 * BETA)  # w_t (12): w_1 is 0.5, w_100 and w_1000 are 0.01
-def squared_error(net, x_0, t):
-    """Return |eps - eps_hat|^2, (B,), of any net(x_t, t), for data x_0, (B, D), and t, (B, 1)."""
-    eps = torch.randn_like(x_0)
-    x_t = ABAR[t].sqrt() * x_0 + (1 - ABAR[t]).sqrt() * eps  # (B, D)
-    return (net(x_t, t) - eps).square().sum(1)
+# The model uses a net's eps_hat instead, and variance beta_t (why: lesson 04). In D dimensions,
+#     KL(N(m, v I) || N(m', v' I)) = |m - m'|^2 / (2 v') + D / 2 (v / v' - 1 - log(v / v'))
+# Here, |m - m'| is c_t |eps - eps_hat|. So the KL is w_t |eps - eps_hat|^2 plus a constant, where
+# w_t = c_t^2 / (2 beta_t) (12). -log p(x_0 | x_1) has the same form, as (10) equals x_0 at t = 1.
+C = BETA / (ALPHA.sqrt() * NOISE)  # (T + 1,), 0.006 to 0.02
+WEIGHT = C[1:] ** 2 / (2 * BETA[1:])  # (T,), w_t for t = 1, ..., T
+RATIO = (1 - ABAR[1:-1]) / (1 - ABAR[2:])  # (T - 1,), v / v' for t = 2, ..., T
+CONSTANT = (RATIO - 1 - RATIO.log()).sum() + (2 * torch.pi * BETA[1]).log()  # for D = 2
 
-# --- The bound. The constants are the same for every net and nearly so for all data, so an example
-# gives their sum. For N(0, I), eps_hat = sqrt(1 - abar_t) x_t makes p the exact reverse of q, and
-# the ELBO is log p(x_0). Its error is 2 abar_t in 2D. Another net gains w_t (2 abar_t - its error).
+# --- To estimate the sum of w_t times the error, draw t in proportion to w_t, and multiply the mean
+# error by the sum of w_t. L_simple (14) draws all t equally (Ho et al., table 1: better images).
+def squared_error(net, x_0, weight):
+    """Return |eps - eps_hat|^2, (B,), of net(x_t, t), for data (B, D) and t drawn by weight."""
+    t = 1 + weight.multinomial(len(x_0), True)[:, None]  # (B, 1)
+    eps = torch.randn_like(x_0)
+    x_t = ABAR[t].sqrt() * x_0 + NOISE[t] * eps  # (B, D)
+    return (eps - net(x_t, t)).square().sum(1)
+
 @torch.no_grad()
 def elbo(net, x_0):
-    """Return the ELBO in nats for data x_0, (n, 2), as T + 1 terms: that of N(0, I) and T gains."""
-    t = 1 + WEIGHT[1:].multinomial(len(x_0), True)  # (n,), a step in proportion to w_t
-    gain = 2 * ABAR[t] - squared_error(net, x_0, t[:, None])  # (n,)
-    terms = torch.bincount(t, gain, T + 1) * WEIGHT[1:].sum() / len(x_0)  # (T + 1,)
-    terms[0] = -2 * Normal(0, 1).entropy()  # which is -log(2 pi) - 1
-    return terms  # with n = 200,000, another draw changes their sum by 0.03
+    """Estimate the ELBO of any net(x_t, t) in nats, averaged over data x_0, (n, 2)."""
+    return -WEIGHT.sum() * squared_error(net, x_0, WEIGHT).mean() - CONSTANT
 
-@torch.no_grad()
-def sample(net, x_t):  # turns noise x_t, (B, D), into samples
-    for t in range(T, 0, -1):
-        x_t = x_t / ALPHA[t].sqrt() - C[t] * net(x_t, t) + BETA[t].sqrt() * torch.randn_like(x_t)
-    return x_t
-
-class EpsNet(nn.Sequential):
-    """Predict eps from x_t, (B, 2), and t, a number or (B, 1). If from_mean, predict the mean (10),
-    and solve it for eps. This divides by c_t, so errors grow 50 to 160 times."""
-    def __init__(self, from_mean=False, width=64):
-        super().__init__(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
-                         nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2))
-        self.from_mean = from_mean
-
-    def forward(self, x_t, t):
-        output = super().forward(torch.cat([x_t, torch.as_tensor(t / T).expand(len(x_t), 1)], 1))
-        return (x_t / ALPHA[t].sqrt() - output) / C[t] if self.from_mean else output
-
-# --- Training. For the ELBO, draw t in proportion to w_t. L_simple draws all t equally, so it cares
-# less about small t, where noise is hardly visible. Ho et al. got better images that way (table 1).
-def train(net, x_0, weight, iters, batch_size=256, lr=0.02):
+def train(net, weight, iters, batch_size=512, lr=0.04):
     optimizer = torch.optim.Adam(net.parameters())
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = lr * (1 - i / iters)  # large steps first, then small
-        t = 1 + weight.multinomial(batch_size, True)[:, None]  # (B, 1)
-        loss = squared_error(net, x_0[torch.randint(len(x_0), (batch_size,))], t).mean()  # (14)
+        loss = squared_error(net, two_moons(batch_size), weight).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -113,38 +89,62 @@ def train(net, x_0, weight, iters, batch_size=256, lr=0.02):
             print(f"iteration {i} of {iters}: loss {loss:.4f}")
     return net
 
-torch.manual_seed(args.seed)
-x_0, bound, samples = two_moons(200 * T), {}, {}
-fitted = MultivariateNormal(x_0.mean(0), x_0.T.cov()).log_prob(x_0).mean()  # p_data has -1.58
-fig, (chart, ax) = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
-color = {"eps": "tab:blue", "weighted": "tab:green", "mean": "tab:orange"}
-for name, weight in zip(color, [torch.ones(T), WEIGHT[1:], torch.ones(T)]):
+@torch.no_grad()
+def sample(net, x_t):
+    """Turn noise x_t, (B, D), into samples, step by step. Return x_T, ..., x_0 as a list."""
+    path = [x_t]
+    for t in range(T, 0, -1):
+        mean = path[-1] / ALPHA[t].sqrt() - C[t] * net(path[-1], t)
+        path.append(mean + BETA[t].sqrt() * torch.randn_like(x_t))
+    return path
+
+# --- Why eps? If the output is the mean (10), we divide by c_t, so errors grow 50 to 160 times.
+class EpsNet(nn.Sequential):
+    """Return eps_hat, (B, 2), for x_t, (B, 2), and t, a number or (B, 1). Its input is NOISE[t]."""
+    def __init__(self, target="eps", width=64):
+        super().__init__(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
+                         nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2))
+        self.target = target
+    def forward(self, x_t, t):
+        output = super().forward(torch.cat([x_t, NOISE[t].expand(len(x_t), 1)], 1))
+        return output if self.target == "eps" else (x_t / ALPHA[t].sqrt() - output) / C[t]
+
+covariance = CENTERS.T.cov(correction=0) + STD**2 * torch.eye(2)  # of p_data
+gaussian = -(2 * torch.pi * torch.e * covariance).logdet() / 2  # minus a Gaussian's entropy
+fig, ((chart, ax_1), (ax_2, ax_3)) = plt.subplots(2, 2, figsize=(12, 8))
+chart.loglog(range(1, T + 1), WEIGHT)
+chart.axhline(WEIGHT.mean(), color="black")
+chart.set(title="Small t (left) count most in the ELBO", ylabel="nats per squared error at t")
+chart.legend(["ELBO: w_t", "L_simple: equal weights"])
+setups = [(ax_1, "eps", "L_simple"), (ax_2, "eps", "ELBO"), (ax_3, "mean", "L_simple")]
+weights = {"L_simple": torch.ones(T), "ELBO": WEIGHT}
+bounds, paths, dots = [], [], []
+for ax, target, loss in setups:
     torch.manual_seed(args.seed)  # the same start and noise for every net
-    net = train(EpsNet(name == "mean"), two_moons(100_000), weight, args.iters)
-    terms = elbo(net, x_0)
-    bound[name], samples[name] = terms.sum(), sample(net, torch.randn(400, 2))
-    color[name] = color[name] if bound[name] > fitted else "tab:red"
-    chart.semilogx(terms.cumsum(0), color[name], label=f"{name}: {bound[name]:.2f}")
-chart.axhline(fitted, color="black", ls=":", label=f"one Gaussian: {fitted:.2f} (red: below)")
-chart.set(title="Bound if the net takes steps 1 to t", xlabel="t", ylabel="nats", ylim=(-5, -1))
-chart.legend(loc="lower left")
-def draw(name):
-    ax.clear()
-    ax.scatter(*CENTERS.T, 200, "0.8")
-    ax.scatter(*samples[name].T, 9, color[name])
-    ax.set(title=f"{name}: {bound[name] - fitted:+.1f} nats to one Gaussian (gray: data)", aspect=1)
-    ax.axis([-3, 3, -2, 2])
-    fig.canvas.draw_idle()
-radio = RadioButtons(plt.axes([0.88, 0.7, 0.09, 0.2]), list(bound))
-radio.on_clicked(draw)
-radio.set_active(list(bound).index(args.target))  # this calls draw
+    net = train(EpsNet(target), weights[loss], args.iters)
+    bounds.append(elbo(net, two_moons(200_000)))
+    paths.append(sample(net, torch.randn(400, 2)))
+    color = "tab:blue" if bounds[-1] > gaussian else "tab:red"
+    ax.plot(*CENTERS.T, "o", color="0.85", ms=15)
+    dots += ax.plot(*paths[-1][T].T, ".", color=color)
+    ax.set(title=f"{target}, loss {loss}: {bounds[-1]:.2f} nats", xlim=(-3, 3), ylim=(-2, 2))
+distance = torch.cdist(two_moons(200_000), CENTERS) / STD  # (n, 64), in standard deviations
+p_data = (-(distance**2) / 2).exp().mean(1) / (2 * torch.pi * STD**2)
+fig.suptitle(f"ELBO. Best possible: {p_data.log().mean():.2f}. One Gaussian: {gaussian:.2f} nats\n"
+             "Gray: data. Red: samples of a net with an ELBO below one Gaussian's")
+def draw(num_steps):
+    for line, path in zip(dots, paths):
+        line.set_data(*path[num_steps].T)
+slider = plt.Slider(plt.axes([0.3, 0.01, 0.4, 0.03]), "steps taken", 0, T, valinit=T, valstep=10)
+slider.on_changed(draw)
 fig.savefig("03_elbo.png", dpi=120)
 
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
-claim("C1", f"Predicting {args.target} beats one Gaussian. Bound", bound[args.target], ">", fitted)
-claim("C2", "Training with the weights raises the bound", bound["weighted"], ">", bound["eps"])
+claim("C1", "Predicting eps beats one Gaussian. ELBO", bounds[0], ">", gaussian)
+claim("C2", "Training with the weights raises the ELBO", bounds[1], ">", bounds[0])
+claim("C3", "Predicting the mean fails. ELBO below one Gaussian", bounds[2], "<", gaussian)
 print("figure: 03_elbo.png")
 if plt.get_backend().lower() != "agg":  # there is no window to show without a display
     plt.show()

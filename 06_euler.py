@@ -30,39 +30,39 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the script without a
 torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # such small nets run fastest on a single core
 
-# --- Data: two moons, or points (n, 2) from a file. For an image, we take its dark pixels.
 def read_points(path):
-    if path.endswith(".npy"):
+    """Return the points of a table or array, or the dark pixels of an image, as an array (n, 2)."""
+    if path.lower().endswith(".npy"):
         return np.load(path)
     if path.lower().endswith((".png", ".jpg", ".jpeg")):
-        gray = np.atleast_3d(plt.imread(path))[::-1, :, :3].mean(2)  # from the lowest row up
-        return np.argwhere(gray.T < gray.mean())  # columns and rows, as x and y
-    text = open(path, encoding="utf-8-sig").read()
+        image = np.atleast_3d(plt.imread(path))  # (height, width, channels)
+        gray = np.flipud(image[:, :, :3].mean(2))  # so that y points up
+        return np.argwhere(gray.T < gray.mean())  # T swaps rows and columns, so x comes first
+    with open(path, encoding="utf-8-sig") as file:
+        text = file.read().strip().lstrip('"')
     text = text.replace(",", "." if ";" in text else " ")  # with ";", commas are decimal
     rows = text.replace(";", " ").splitlines()
-    assert rows[1:], "found fewer than two rows"
-    return np.loadtxt(rows, skiprows=int(rows[0][0].isalpha()))  # skips a header
+    assert len(rows) > 1, "found fewer than two rows"
+    return np.loadtxt(rows, skiprows=int(text[0].isalpha()))  # skips a header
 
 angle = torch.pi * torch.rand(10_000, 1)
-moon = torch.hstack([angle.cos() - 0.5, angle.sin() - 0.25])
+moon = torch.hstack([angle.cos() - 0.5, angle.sin() - 0.25])  # (10000, 2), the upper half circle
 points = torch.cat([moon, -moon]) + 0.09 * torch.randn(20_000, 2)
 try:
     points = points if args.data is None else torch.tensor(read_points(args.data)).double()
-    assert len(points) and points[0].shape == (2,), f"found the shape {points.shape}"
-    assert points.std(0).min() > 0, "found nan, inf, or a column of equal numbers"
-except Exception as error:
-    parser.error(f"--data {args.data!r}: {error}; needed are rows of two numbers")
+    assert len(points) and points[0].shape == (2,), f"found the shape {list(points.shape)}"
+    std, mean = torch.std_mean(points, 0)
+    assert std.min() > 0, "found nan, inf, or a column of equal numbers"
+except Exception as reason:
+    parser.error(f"--data {args.data!r}: {reason}; needed are rows of two numbers")
 print(f"We train on 20,000 random draws from {len(points):,} points.")
-mean, std = points.mean(0), points.std(0)
 row = torch.randint(len(points), [20_000])
-x = ((points - mean) / std)[row].float()  # (20000, 2)
+x = ((points[row] - mean) / std).float()  # (20000, 2)
 
-# --- Solvers: one step from t to t + h. Euler's method uses the velocity at the start of the step.
-# RK4 takes a weighted average of four velocities: at the start, twice in the middle, at the end.
-def euler(v, x, t, h):
+def euler(v, x, t, h):  # one step from t to t + h, with the velocity at its start
     return x + h * v(x, t)
 
-def rk4(v, x, t, h):
+def rk4(v, x, t, h):  # averages four velocities: at the start, twice in the middle, at the end
     k1 = v(x, t)
     k2 = v(x + h / 2 * k1, t + h / 2)
     k3 = v(x + h / 2 * k2, t + h / 2)
@@ -76,18 +76,18 @@ def solve(v, x, num_steps, step):
         path.append(step(v, path[-1], i / num_steps, 1 / num_steps))
     return torch.stack(path)  # (num_steps + 1, B, 2)
 
-# --- Training
-# A line xt = t x + (1 - t) eps joins row i of eps to row i of x, with velocity x - eps. Where lines
-# cross, squared error makes the net predict their mean velocity, v(xt, t) = E[x - eps | xt]. The
-# mean is enough: how density changes depends only on density times mean velocity. So noise that
-# moves along v is distributed like xt at every t, and like the data at t = 1 (proof in lesson 05).
+# --- Training. Lines xt = t x + (1 - t) eps lead from noise to data, with velocity x - eps. Where
+# they cross, squared error makes the net predict their mean velocity, v(xt, t) = E[x - eps | xt].
+# The mean is enough, because density only changes by what flows in and out, and the flow is density
+# times mean velocity (continuity equation). So noise that moves along v becomes data (lesson 05).
 def train(eps, x, iters, width=64, batch_size=256, lr=0.02):
     net = nn.Sequential(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
                         nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2))
     optimizer = torch.optim.Adam(net.parameters())
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = lr * (1 - i / iters)  # large steps first, then small
-        row, t = torch.randint(len(x), [batch_size]), torch.rand(batch_size, 1)
+        row = torch.randint(len(x), [batch_size])
+        t = torch.rand(batch_size, 1)
         target = x[row] - eps[row]  # (B, 2)
         xt = eps[row] + t * target  # (B, 2), points on the lines
         loss = nn.functional.mse_loss(net(torch.hstack([xt, t])), target)
@@ -105,44 +105,44 @@ def velocity(net):  # appends the number t to every row of x (B, 2)
 eps = torch.randn_like(x)
 first = velocity(train(eps, x, args.iters))
 
-# Reflow pairs each eps with the end of its path. Paths never meet at the same t, so these straight
-# lines rarely do. So v is nearly x - eps, and one step almost reaches x. But a smooth net cannot
-# jump, so noise on the border between the two moons may land in the gap.
-second = velocity(train(eps, solve(first, eps, 10, rk4)[-1], args.iters))
+# Reflow pairs each eps with the end of its path. Two paths can't be in one place at the same time,
+# because v has one value there. So the lines between their ends seldom cross, v is nearly x - eps,
+# and one step almost reaches x. But a smooth net can't jump, so some noise ends between the moons.
+ends = solve(first, eps, 10, rk4)[-1]  # (20000, 2), exact to 0.0001
+second = velocity(train(eps, ends, args.iters))
 
-# --- Figure. The error is the mean distance to the ends of the first net's exact paths (50 steps).
-noise, error = torch.randn(2000, 2), {}
-exact = solve(first, noise, 50, rk4)[-1]
+# --- Figure. From the same noise, how far from the ends of the first net's exact paths do we land?
+noise = torch.randn(2000, 2)
+exact = solve(first, noise, 50, rk4)[-1]  # (2000, 2), where reflow should lead, too
 fig, (chart, left, right) = plt.subplots(1, 3, figsize=(15, 5.4), layout="constrained")
-METHODS = {"Euler": (first, euler, 1), "RK4": (first, rk4, 4), "Reflow, Euler": (second, euler, 1)}
-for name, (v, step, cost) in METHODS.items():
-    nfe = range(cost, 17, cost)
-    ends = [solve(v, noise, n // cost, step)[-1] for n in nfe]
-    error[name] = [(end - exact).norm(dim=1).mean() for end in ends]
-    chart.loglog(nfe, error[name], "o-")
-chart.set(title="After reflow, one step is nearly enough", xlabel="NFE", ylabel="error at the end")
-chart.legend(error)
+errors = []
+for v, step, cost in [(first, euler, 1), (first, rk4, 4), (second, euler, 1)]:  # cost: NFE a step
+    samples = [solve(v, noise, n, step)[-1] for n in range(16 // cost + 1)]
+    errors.append([(end - exact).norm(dim=1).mean() for end in samples])
+    chart.semilogy(range(0, 17, cost), errors[-1], "o-")
+euler_error, rk4_error, reflow_error = errors  # one number for 0, 1, 2, ... steps
+chart.legend(["Euler", "RK4", "Euler after reflow (flat: second net's error)"])
+chart.set(title="After reflow, one step beats eight", xlabel="NFE (0: noise)", ylabel="distance")
 
-def draw(ax, name, num_steps):
-    path = solve(METHODS[name][0], noise, num_steps, euler)
+def draw(ax, name, v, num_steps, color):
+    path = solve(v, noise, num_steps, euler).numpy()  # (num_steps + 1, 2000, 2)
     ax.clear()
     ax.plot(*x[:2000].T, ".", color="0.7", ms=3)
-    ax.plot(*path[-1].T, ".", ms=3)
-    ax.plot(*path[:, :12].movedim(2, 0).numpy(), "k.-")
-    ax.set(title=f"{name}, steps: {num_steps} (gray: data, blue: samples)")
-    ax.axis([-3, 3, -3, 3])
-draw(left, "Euler", args.steps)
-draw(right, "Reflow, Euler", 1)
+    ax.plot(*path[-1].T, ".", color=color, ms=3)
+    ax.plot(path[:, :12, 0], path[:, :12, 1], "k.-")
+    ax.legend(["data", "samples", "12 paths (in both panels from the same noise)"])
+    ax.set(title=f"{name}, steps: {num_steps}", xlim=[-3, 3], ylim=[-3, 3])
+draw(left, "Euler", first, args.steps, "tab:blue")
+draw(right, "Euler after reflow", second, 1, "tab:green")
 slider = plt.Slider(plt.axes([0.4, 0.01, 0.2, 0.03]), "steps", 1, 16, valinit=args.steps, valstep=1)
-slider.on_changed(lambda steps: draw(left, "Euler", int(steps)))
+slider.on_changed(lambda steps: draw(left, "Euler", first, int(steps), "tab:blue"))
 fig.savefig("06_euler.png")
 
-# --- Claims
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
-claim("C1", "Euler ends within 1 std of the exact path", error["Euler"][args.steps - 1], "<", 1)
-claim("C2", "1 step after reflow beats 8 before", error["Reflow, Euler"][0], "<", error["Euler"][7])
+claim("C1", "Euler ends nearer than it starts", euler_error[args.steps], "<", euler_error[0])
+claim("C2", "1 step after reflow beats 8 before", reflow_error[1], "<", euler_error[8])
 if args.data is not None:
     np.save("06_euler.npy", mean + std * solve(second, noise, 1, euler)[-1])
 print("figure: 06_euler.png (and with --data, 2,000 new samples: 06_euler.npy)")

@@ -4,12 +4,12 @@
 # ///
 """08 DiT: a transformer that generates images, trained on ten digits or on your own images.
 
-A diffusion transformer (DiT) cuts a noisy image into patches, and each patch becomes a token. We
-train it to predict the velocity, image minus noise, so noise that follows it becomes an image
-(lesson 05). Classifier-free guidance exaggerates what the class label changes in the velocity.
+A diffusion transformer (DiT) cuts a noisy image into patches, and each patch becomes a token. It
+predicts the velocity, image minus noise, and noise that follows it becomes an image (lesson 05).
+Guidance exaggerates what the class label changes in it, so that samples show this class clearly.
 
 RUN    python 08_dit.py              (10 seconds; move the slider, or try your own --data FOLDER)
-BREAK  python 08_dit.py --model MLP  (C1 fails: 48 numbers can't hold the noise of 256 pixels)
+BREAK  python 08_dit.py --model MLP  (C1 fails: one token can't hold the noise of 256 pixels)
 PAPER  arXiv 2212.09748, section 3.2 (DiT); 2207.12598, equation 6 (guidance)"""
 import argparse
 import signal
@@ -34,8 +34,7 @@ torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # such small nets run fastest on a single core
 torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
 
-# --- Data: the ten digits in four fonts that come with matplotlib, or the images in a folder
-FONTS = ["DejaVu Sans", "DejaVu Serif", "STIXGeneral", "cmss10"]
+FONTS = ["DejaVu Sans", "DejaVu Serif", "STIXGeneral", "cmss10"]  # they come with matplotlib
 def draw_digit(digit, font, size=16):
     """Return a digit as an image of shape (size, size), where 1 is ink and 0 is paper."""
     canvas = FigureCanvasAgg(plt.Figure(figsize=(1, 1), dpi=size))  # one inch, so size pixels
@@ -43,11 +42,12 @@ def draw_digit(digit, font, size=16):
     canvas.draw()
     return 1 - torch.tensor(canvas.buffer_rgba().tolist())[:, :, 0] / 255  # red equals green, blue
 
-def load_image(path, size):  # the central square of a png or jpg file: (3, size, size), -1 to 1
+def load_image(path, size):
+    """Return the central square of a png or jpg file on white, (3, size, size), from -1 to 1."""
     rgba = plt.cm.ScalarMappable(cmap="gray").to_rgba(plt.imread(path, "jpg"), norm=False)
     top, left = [(length - min(rgba.shape[:2])) // 2 for length in rgba.shape[:2]]
     rgba = torch.tensor(rgba[top:len(rgba) - top, left:rgba.shape[1] - left]).movedim(2, 0).float()
-    return nn.functional.adaptive_avg_pool2d(1 - 2 * rgba[3] * (1 - rgba[:3]), size)  # on white
+    return nn.functional.adaptive_avg_pool2d(1 - 2 * rgba[3] * (1 - rgba[:3]), size)
 
 images = 1 - 2 * torch.stack([draw_digit(d, font) for font in FONTS for d in "0123456789"])[:, None]
 labels = 1 + torch.arange(40) % 10  # images: (40, 1, 16, 16), from -1 to 1. Label 0: no label
@@ -60,7 +60,8 @@ if args.data:
     folders = sorted({path.parent for path in paths})
     labels = torch.tensor([1 + folders.index(path.parent) for path in paths])
 
-# --- Model: patches are tokens. Attention mixes the tokens, an MLP then works on each one alone.
+# --- Model. Attention makes patches fit together: each token compares its query with the keys of
+# all tokens, and adds up the values of those that match. An MLP then works on each token alone.
 class DiT(nn.Module):
     def __init__(self, size, patch, channels, num_classes, dim, depth, num_heads):
         super().__init__()
@@ -116,22 +117,21 @@ def sample(net, xt, y, num_steps):  # Euler steps from noise xt to images (lesso
         xt = xt + net(xt, i / num_steps, y) / num_steps
     return xt
 
-patch = 4 if args.model == "DiT" else images.shape[2]  # one patch: attention has nothing to mix
-dim, depth, lr = (128, 4, 0.004) if args.data else (48, 2, 0.015)
-config = images.shape[2], patch, images.shape[1], labels.max().item(), dim, depth, 4
+size, dim, depth, lr = (args.size, 128, 4, 0.004) if args.data else (16, 48, 2, 0.015)
+patch = 4 if args.model == "DiT" else size  # one token: attention has nothing to mix
+config = size, patch, images.shape[1], labels.max().item(), dim, depth, 4
 net = train(DiT(*config), images, labels, args.iters, lr)
 torch.save({"config": config, "weights": net.state_dict()}, "08_dit.pt")
 
-y = labels.unique()[:10].repeat(4)  # we ask for four samples of each class
-shown = y * (torch.arange(len(y)) < len(y) // 2)  # label 0 in the lower half of the figure
-noise = torch.randn_like(images[y - 1])  # the same for each w
-examples = [images[labels == label][0] for label in labels.unique()[:10]]
-fig, (ax, box) = plt.subplots(2, figsize=(12, 7), height_ratios=[24, 1], layout="constrained")
+first = [labels.tolist().index(label) for label in labels.unique()[:10]] * 2  # examples
+y, noise = labels[first], torch.randn_like(images[first])  # two samples of each class, any w
+fig, (*axes, box) = plt.subplots(4, figsize=(14, 4), height_ratios=[9, 9, 9, 1], layout="tight")
 def draw(w):
-    tiles = torch.stack([*examples, *sample(guide(net, w), noise, shown, 20)]).movedim(1, 3)
-    grid = torch.vstack([torch.hstack([*row]) for row in tiles.split(len(examples))])
-    ax.imshow(grid.clamp(-1, 1).cpu() / 2 + 0.5, "gray")  # (height, width, channels)
-    ax.set(title=f"Row 1: data. 2, 3: samples (w = {w:.3g}). 4, 5: no label", xticks=[], yticks=[])
+    rows = {"training images": images[first], "no label: blends": sample(net, noise, 0 * y, 20),
+            f"with labels and guidance, w = {w:.3g}": sample(guide(net, w), noise, y, 20)}
+    for ax, title in zip(axes, rows):
+        ax.imshow(torch.hstack([*rows[title].movedim(1, 3)]).clamp(-1, 1).cpu() / 2 + 0.5, "gray")
+        ax.set(title=title, xticks=[], yticks=[])
 draw(args.w)
 slider = plt.Slider(box, "w", 0, 8, valinit=args.w)
 slider.on_changed(draw)

@@ -5,13 +5,12 @@
 """10 Why discrete? Generating images from tokens, the way a language model generates text.
 
 A token is an integer that stands for a piece of data: the text "Why?" is 87 104 121 63, its bytes.
-Here, a token stands for a row of an image. A net that predicts tokens can say "this row or that
-row". A net that predicts pixels by squared error says their gray mean, which diffusion sharpens in
-many steps. And with tokens, one net can write both text and images. But the tokens of one forward
-pass (short: pass) are sampled independently. We compare four methods, which keep different ones.
+Here, a row of an image is a token, so one net could write text and images. A net that predicts
+pixels by squared error returns the gray mean of all rows that fit. A net that predicts tokens can
+choose one of them. But the tokens of one forward pass (short: pass) are sampled independently.
 
-RUN    python 10_discrete.py              (6 seconds; sliders set the passes and the temperature)
-BREAK  python 10_discrete.py --passes 1   (C2, C3 fail: hybrid, MaskGIT, diffusion are all the same)
+RUN    python 10_discrete.py              (6 seconds; the slider sets the number of passes)
+BREAK  python 10_discrete.py --passes 1   (C1, C2 fail: hybrid, MaskGIT, diffusion are all the same)
 PAPER  arXiv 2202.04200, section 3.2 (MaskGIT); 2107.03006, section 3 (absorbing diffusion)"""
 import argparse
 import signal
@@ -50,22 +49,23 @@ codebook, tokens = images.view(-1, 16).unique(dim=0, return_inverse=True)  # (V,
 tokens = tokens.view(40, 16)  # so codebook[tokens] is equal to images, (40, 16, 16)
 
 # --- Training: hide some tokens of an image, and predict them from the others
-# If every image is A A or B B (two rows), the net learns to copy a visible row. If both are hidden,
-# it learns that A and B have probability 1/2 each. Why divide by t? If we reveal tokens one by one,
-# each has its turn at a random t, the fraction still hidden, and costs -log p nats. Here, it counts
-# with probability t only. Divided by t, the sum is the image's code length, on average >= log 40.
 def train(tokens, vocab_size, iters, dim=16, width=128, batch_size=64, lr=0.01):
-    N, V = tokens.shape[1], vocab_size  # the net takes (B, N), where V means hidden, to (B, N, V)
-    net = nn.Sequential(nn.Embedding(V + 1, dim), nn.Flatten(), nn.Linear(N * dim, width),
-                        nn.SiLU(), nn.Linear(width, N * V), nn.Unflatten(1, (N, V)))
+    N = tokens.shape[1]
+    net = nn.Sequential(
+        nn.Embedding(vocab_size + 1, dim), nn.Flatten(),
+        nn.Linear(N * dim, width), nn.SiLU(),
+        nn.Linear(width, N * vocab_size), nn.Unflatten(1, (N, vocab_size)))
     optimizer = torch.optim.Adam(net.parameters())
     t = torch.linspace(1 / batch_size, 1, batch_size)[:, None]  # (B, 1), one t for each image
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = lr * (1 - i / iters)  # large steps first, then small
         x = tokens[torch.randint(len(tokens), [batch_size])]  # (B, N)
         is_hidden = torch.rand(x.shape) < t
-        logits = net(torch.where(is_hidden, vocab_size, x))
+        logits = net(torch.where(is_hidden, vocab_size, x))  # (B, N, V); vocab_size means "hidden"
         nats = nn.functional.cross_entropy(logits.mT, x, reduction="none")  # (B, N), -log p
+        # 1. Reveal the tokens of x in random order, each at a random time t. Their costs -log p add
+        #    up to -log p(x), on average at least log 40 nats for 40 equally likely images.
+        # 2. Here, each token counts only if it is hidden, with probability t. So we divide by t.
         loss = (is_hidden * nats / t).sum(1).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -76,75 +76,75 @@ def train(tokens, vocab_size, iters, dim=16, width=128, batch_size=64, lr=0.01):
 net = train(tokens, len(codebook), args.iters)
 
 # --- Sampling: all tokens are hidden at first, and each pass keeps some of its guesses
-# The guesses of one pass are independent. If we kept them all, half of the images in our example
-# would be A B or B A. So we keep only some, and the next pass sees them. The methods are:
+# If every image is A A or B B (two rows), half of all independent guesses are A B or B A. But if we
+# keep only one guess, the next pass sees it and copies it. The methods keep different guesses:
 # - "autoregressive" keeps the topmost guess, as a language model does: one pass for each token.
 # - "hybrid" starts like this, but keeps all the rest in its last pass, when it is nearly certain.
-# - "MaskGIT" keeps the most confident guesses, as a certain one fits, whatever the others are. But
-#   a rare row has low confidence whenever it is sampled, so it is dropped, and images repeat.
-# - "diffusion" keeps random ones. Its noise hides tokens in random order, and this undoes it.
+# - "MaskGIT" keeps the most probable guesses. They rarely clash, but the same images come again.
+# - "diffusion" keeps random ones. Its forward process hides tokens in random order, too.
 METHODS = ["autoregressive", "hybrid", "MaskGIT", "diffusion"]
 
 @torch.no_grad()
-def sample(net, method, num_samples, num_tokens, mask_token, num_passes, temperature=1.0):
+def sample(net, method, num_samples, num_tokens, mask_token, num_passes):
     """Sample tokens (B, N) with any net(x) that returns logits (B, N, V), in 1 to N passes."""
-    equal = [(num_tokens + i) // num_passes for i in range(num_passes)]
-    plan = {"autoregressive": [1] * num_tokens, "MaskGIT": equal, "diffusion": equal,
-            "hybrid": [1] * (num_passes - 1) + [num_tokens - num_passes + 1]}
+    assert method in METHODS
+    num_passes = num_tokens if method == "autoregressive" else num_passes
     x = torch.full((num_samples, num_tokens), mask_token)
-    for num_keep in plan[method]:  # in 8 passes: equal is 2 2 2 2 2 2 2 2, hybrid 1 1 1 1 1 1 1 9
-        dist = torch.distributions.Categorical(logits=net(x) / max(temperature, 0.001))
+    for passes_left in range(num_passes, 0, -1):
+        dist = torch.distributions.Categorical(logits=net(x))
         guess = dist.sample()  # (B, N)
-        priority = torch.arange(num_tokens, 0, -1.0).expand(x.shape)  # the topmost first
-        if method in ("MaskGIT", "diffusion"):
-            priority = dist.log_prob(guess) if method == "MaskGIT" else torch.rand_like(priority)
+        num_keep = (x[0] == mask_token).sum() // passes_left  # of 16, in 8 passes: 2 2 2 2 2 2 2 2
+        if method == "MaskGIT":
+            priority = dist.log_prob(guess)  # low for a rare row, so it is dropped
+        elif method == "diffusion":
+            priority = torch.rand(x.shape)  # (B, N)
+        else:
+            priority = torch.arange(num_tokens, 0, -1.0).expand(x.shape)  # the topmost first
+            num_keep = num_keep if passes_left == 1 else 1  # hybrid: 1 1 1 1 1 1 1 9
         priority = priority.masked_fill(x != mask_token, -torch.inf)  # never replace a kept token
         positions = priority.topk(num_keep).indices  # (B, num_keep)
         x = x.scatter(1, positions, guess.gather(1, positions))  # copy these guesses into x
     return x
 
-def measure(net, method, codebook, tokens, num_passes, temperature=1.0, num_samples=100):
-    """Compare samples x (B, N) with the tokens (n, N) of all correct images."""
-    x = sample(net, method, num_samples, tokens.shape[1], len(codebook), num_passes, temperature)
-    nearest = (x[:, None] == tokens).sum(2).argmax(1)  # (B,), the image with most equal tokens
+def measure(x, tokens):
+    """Compare samples x (B, N) with all correct images, tokens (n, N)."""
+    nearest = (x[:, None] == tokens).sum(2).argmax(1)  # (B,), the most similar image
     is_wrong = x != tokens[nearest]  # (B, N)
     found = nearest[~is_wrong.any(1)]  # for each correct sample, which image it is
-    return {"pixels": codebook[x], "is_wrong": is_wrong, "correct": len(found),
-            "distinct": len(found.unique())}
+    return {"is_wrong": is_wrong, "correct": len(found), "distinct": len(found.unique())}
 
-fig, (top, *rows, bar, bar2) = plt.subplots(
-    7, figsize=(14, 7), layout="tight", height_ratios=[6] * 5 + [1, 1])
-top.imshow(torch.hstack([*images[::3], images.mean(0)]), "Greys")
-top.set(xticks=[], yticks=[], title="Every third of the 40 images, and their mean. Red: wrong rows")
-passes = plt.Slider(bar, "passes", 1, 16, valinit=args.passes, valstep=1)
-temperature = plt.Slider(bar2, "temperature", 0, 2, valinit=1)
+fig, (top, *rows) = plt.subplots(5, figsize=(14, 7.4), layout="constrained")
+top.imshow(torch.hstack(list(images[::3])), "Greys")
+top.set(xticks=[], yticks=[], title="14 of the 40 images. A red row differs from the nearest image")
+bar = plt.axes([0.2, 0.006, 0.7, 0.02])
+passes = plt.Slider(bar, "passes (autoregressive: 16)", 1, 16, valinit=args.passes, valstep=1)
 
-def draw(_):
+def draw(num_passes):
     torch.manual_seed(args.seed)
     for ax, method in zip(rows, METHODS):
-        r = measure(net, method, codebook, tokens, int(passes.val), temperature.val)
-        pixels = r["pixels"][:, :, 1:-1]  # without the outer columns, which stay white
-        pixels[pixels < r["is_wrong"][:, :, None]] = -0.5  # the paper of wrong rows: light red
+        x = sample(net, method, 100, 16, len(codebook), int(num_passes))
+        result = measure(x, tokens)
+        colors = torch.ones(100, 16, 16, 3)  # white paper (sample, row, column, RGB)
+        colors[:, :, 1:-1][result["is_wrong"]] = torch.tensor([1, 0.6, 0.5])  # light red
+        colors[codebook[x] == 1] = 0  # black ink
         ax.clear()
-        ax.imshow(torch.hstack([*r["pixels"][:15]]), "RdGy", vmin=-1)  # -1 is red, 1 black
-        ax.set(xticks=[], yticks=[])
-        ax.set_title(f"{method}, passes: {16 if 'auto' in method else int(passes.val)}. Of 100 "
-                     f"samples, {r['correct']} are correct, showing {r['distinct']} of 40 images")
+        ax.imshow(torch.hstack(list(colors[:14])))
+        ax.set(xticks=[], yticks=[], title=f"{method}: {result['correct']} of 100 samples are "
+               f"correct, and they show {result['distinct']} of the 40 images")
 passes.on_changed(draw)
-temperature.on_changed(draw)
-draw(None)
+draw(args.passes)
 fig.savefig("10_discrete.png", dpi=100)
 
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
 torch.manual_seed(args.seed)  # so these are the samples of the figure
-ar, hybrid, maskgit, diffusion = [measure(net, m, codebook, tokens, args.passes) for m in METHODS]
-claim("C1", "most are correct, autoregressive", ar["correct"], ">", 50)
-# A count out of n has a std of at most sqrt(n) / 2, and distinct images have half of that in fair
-# draws. The bounds are two std of a difference.
-claim("C2", "correct, hybrid - diffusion", hybrid["correct"] - diffusion["correct"], ">", 200**0.5)
-claim("C3", "distinct, hybrid - MaskGIT", hybrid["distinct"] - maskgit["distinct"], ">", 20**0.5)
+samples = [sample(net, method, 100, 16, len(codebook), args.passes) for method in METHODS]
+_, hybrid, maskgit, diffusion = [measure(x, tokens) for x in samples]
+# Both bounds are two std. A count out of 100 has a std of at most 5, so a difference of two counts
+# has at most 7. In fair draws, the numbers of distinct images differ by a std of 2.
+claim("C1", "correct, hybrid - diffusion", hybrid["correct"] - diffusion["correct"], ">", 2 * 7)
+claim("C2", "distinct, hybrid - MaskGIT", hybrid["distinct"] - maskgit["distinct"], ">", 2 * 2)
 print("figure: 10_discrete.png")
 if plt.get_backend().lower() != "agg":  # there is no window to show without a display
     plt.show()

@@ -4,12 +4,11 @@
 # ///
 """11 VQ-VAE and FSQ: turn an image into tokens and back, with a learned or a fixed codebook.
 
-An encoder turns each patch of a photograph into a point z. Then z is replaced by the nearest entry
-q of a codebook, from which a decoder reconstructs the patch. The token of the patch is the index of
-this entry. This choice has no gradient, so we train the encoder by a straight-through gradient. And
-entries that no z chooses never move (codebook collapse), so we restart them, or use a fixed grid.
+An encoder turns each patch of a photograph into a point z. The nearest entry q of a codebook takes
+its place, and a decoder reconstructs the patch from q. The index of q is the token of this patch.
+Two things can go wrong: z gets no gradient, and most entries may never be used (codebook collapse).
 
-RUN    python 11_vq.py                (6 seconds; the sliders train the first VQ again)
+RUN    python 11_vq.py                (6 seconds; the slider trains the first VQ again)
 BREAK  python 11_vq.py --no-restart   (C1 fails, because the second codebook collapses, too)
 PAPER  arXiv 1711.00937, equation 3 (VQ-VAE), and 2309.15505 (FSQ)"""
 import argparse
@@ -30,121 +29,122 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the script without a
 torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # such small nets run fastest on a single core
 
-path = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)  # comes with matplotlib
-photo = torch.tensor(plt.imread(path)[100:260, 180:340, 1]) / 255 - 0.5  # (160, 160), black is -0.5
-x = photo.view(40, 4, 40, 4).transpose(1, 2).reshape(1600, 16)  # a row is a patch of 4 x 4 pixels
+photo = plt.imread(cbook.get_sample_data("grace_hopper.jpg"))  # (600, 512, 3), part of matplotlib
+face = torch.tensor(photo[100:260, 180:340, 1]) / 255 - 0.5  # (160, 160), green, black is -0.5
+x = nn.functional.unfold(face[None], 4, stride=4).T  # (1600, 16), a row is a patch of 4 x 4 pixels
 
 # --- Straight-through gradient. A small change of z does not change q, so z gets no gradient. We
-# copy that of q, and z moves until another entry is nearest. With entries 0, 1 and loss (q - 1)^2:
-#     z = 0.2, then 0.4   q = 0   gradient at q: -2   so z moves by 0.2 (learning rate 0.1)
-#     z = 0.6             q = 1   gradient at q: 0    so z stays, and the loss is 0
+# give it the gradient at q, so z goes where q should go. With entries 0 and 1, and loss (q - 1)^2:
+#     z = 0.2, then 0.4   nearest is q = 0   gradient -2   so z grows by 0.2 (learning rate 0.1)
+#     z = 0.6             nearest is q = 1   gradient 0    so z stays, and the loss is 0
 def straight_through(z, q):
     return z + (q - z).detach()  # equals q, but autograd treats the detached term as a constant
 
 # --- Vector quantization (VQ) learns its codebook by an online form of k-means: each entry takes a
 # step to the mean of the z that chose it (exponential moving average, EMA). Why it collapses: a new
 # encoder puts all z close together. If all entries are far away, the same one or few are nearest to
-# every z. They move in among the z and stay the nearest. The others, never chosen, never move.
+# every z. Only these move toward the z, so they stay nearest. The others are never chosen.
 def nearest(z, codebook):
-    """Return tokens (B,) and q (B, dim) for z (B, dim), from a codebook (K, dim)."""
-    tokens = torch.cdist(z, codebook).argmin(1)
-    return tokens, codebook[tokens]
+    """Return for each z (B, dim) its token (B,), the index of the nearest entry in (K, dim)."""
+    return torch.cdist(z, codebook).argmin(1)
 
-def update_codebook(codebook, z, tokens, restart, decay=0.9):
+def update_codebook(codebook, z, restart, decay=0.9):
     """Return the codebook (K, dim) after a step. A restart moves unused entries to random z."""
+    tokens = nearest(z, codebook)
     moved = z[torch.randint(len(z), [len(codebook)])] if restart else codebook.clone()
     for k in tokens.unique():
         moved[k] = decay * codebook[k] + (1 - decay) * z[tokens == k].mean(0)
     return moved
 
-# --- Finite scalar quantization (FSQ) learns no codebook, and no entry is out of reach of the z.
+# --- Finite scalar quantization (FSQ) learns no codebook. It rounds each number of z to one of a
+# few levels. So the entries are a grid, and the grid covers all possible z.
 def fsq(z, levels):
-    """Round z (B, dim), from -1 to 1, to a few levels. Return tokens (B,) and q (B, dim)."""
-    digits = ((z + 1) / 2 * (levels - 1)).round().long()  # (B, dim), from 0 to levels - 1
-    tokens = sum(levels**i * digits[:, i] for i in range(z.shape[1]))  # in base `levels`
-    return tokens, 2 * digits / (levels - 1) - 1
+    """Round z (B, dim), from -1 to 1, to the nearest of `levels` evenly spaced numbers."""
+    half = (levels - 1) / 2
+    return ((z + 1) * half).round() / half - 1  # for 7 levels: 0 to 6, over 3, minus 1
 
 # --- The loss of VQ-VAE (equation 3), where sg (stop gradient) is .detach(), has three terms:
 #     |x_hat - x|^2 (reconstruction) + |sg[z] - q|^2 (codebook) + beta |z - sg[q]|^2 (commitment)
+# The last two pull the entries to the z, and the z to their entries, so that they stay close.
 def train(x, quantizer, codebook, restart=False, straight=True,
-          iters=300, levels=7, beta=0.25, width=64):
-    """Train encode and decode on patches x (B, D), and with quantizer "vq" the codebook, too."""
+          iters=300, seed=0, levels=7, beta=0.25, width=64, lr=0.02):
+    """Train a net on patches x (B, D). With "fsq", the codebook (K, dim) is the grid of levels."""
     assert quantizer in ("vq", "fsq"), quantizer
-    (_, D), (_, dim), net = x.shape, codebook.shape, nn.Module()
+    torch.manual_seed(seed)
+    D, dim = x.shape[1], codebook.shape[1]
+    net = nn.Module()  # a container for the three parts
     net.encode = nn.Sequential(nn.Linear(D, width), nn.SiLU(), nn.Linear(width, dim), nn.Tanh())
     net.decode = nn.Sequential(nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, D))
     net.register_buffer("codebook", codebook)  # torch.save saves it with the weights
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
-    for i in range(iters):
+    optimizer = torch.optim.Adam(net.parameters(), lr)
+    for _ in range(iters):
         z = net.encode(x)  # (B, dim), from -1 to 1 because of the tanh
-        tokens, q = fsq(z, levels) if quantizer == "fsq" else nearest(z, net.codebook)
+        q = fsq(z, levels) if quantizer == "fsq" else net.codebook[nearest(z, net.codebook)]
         x_hat = net.decode(straight_through(z, q) if straight else q)
         loss = (x_hat - x).square().mean()  # FSQ needs only this term
         if quantizer == "vq":  # EMA takes the place of the codebook term
             loss = loss + beta * (z - q).square().mean()  # q has no gradient
-            net.codebook = update_codebook(net.codebook, z.detach(), tokens, restart)
+            net.codebook = update_codebook(net.codebook, z.detach(), restart)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if i % 100 == 0:
-            print(f"{quantizer}, iteration {i} of {iters}: loss {loss:.4f}")
+    print(f"{quantizer}: loss {loss:.4f} after {iters} iterations")
     return net
 
 @torch.no_grad()
 def measure(net, x):
     """Return z, tokens, x_hat, and its error (1 if all pixels have the mean gray of the photo)."""
     z = net.encode(x)
-    tokens, q = nearest(z, net.codebook)  # in FSQ, this is the rounded z
-    x_hat = net.decode(q)
+    tokens = nearest(z, net.codebook)
+    x_hat = net.decode(net.codebook[tokens])  # in FSQ, the nearest entry is the rounded z
     return z, tokens, x_hat, (x_hat - x).square().mean() / x.var()
 
-fig, axes = plt.subplots(2, 5, figsize=(14, 6.8), layout="constrained",
-                         subplot_kw={"xticks": [], "yticks": [], "box_aspect": 1})
-gray_error = (x - x.mean(1, keepdim=True)).var() / x.var()  # each patch in its mean gray
-fig.suptitle("A codebook that starts far from all z collapses. Restarts or FSQ prevent it.\n"
-             "Gray: z of all patches. Blue: entries in use. Crosses: entries not in use. "
-             f"Red: error above {gray_error:.3f}, that of each patch in its mean gray")
-axes[1, 0].imshow(photo, "gray").axes.set_title("original")
+clump = 0.2 * torch.randn(49, 2)  # 2 + clump is around (2, 2), where no z can be: a bad start
+grid = torch.cartesian_prod(*[torch.linspace(-1, 1, 7)] * 2)  # (49, 2), all pairs of 7 levels
+same = {"iters": args.iters, "seed": args.seed}  # so all nets start with the same weights
+first_vq = train(x, "vq", 2 + clump, **same)
+second_vq = train(x, "vq", 2 + clump, restart=not args.no_restart, **same)
+fsq_net = train(x, "fsq", grid, **same)
+without = train(x, "fsq", grid, straight=False, **same)
+
+# A useful reconstruction beats the simplest one, which draws each patch in its mean gray.
+gray = x.mean(1, keepdim=True).expand_as(x)
+gray_error = (gray - x).square().mean() / x.var()
+fig, axes = plt.subplots(2, 5, figsize=(14, 6.6), layout="constrained")
+fig.suptitle("A codebook that starts far from all z collapses. Restarts or FSQ prevent it.")
+
+def draw_image(ax, patches, title):
+    image = nn.functional.fold(patches.T, (160, 160), 4, stride=4)[0]
+    ax.imshow(image, "gray", vmin=-0.5, vmax=0.5)
+    ax.set(title=title, xticks=[], yticks=[])
 def draw(column, name, net):
-    (top, bottom), (z, tokens, x_hat, error) = axes[:, column], measure(net, x)
-    used = net.codebook[tokens.unique()]
-    top.clear()
-    top.plot(*z.T, ".", color="0.7", ms=2)
-    top.plot(*net.codebook.T, "kx", ms=4)
-    top.plot(*used.T, "o", color="tab:red" if error > gray_error else "tab:blue", ms=4)
-    top.axis([-1.1, 2.6, -1.1, 2.6])
-    top.set_title(f"{name}\n{len(used)} of {len(net.codebook)} entries in use")
-    image = x_hat.view(40, 40, 4, 4).transpose(1, 2).reshape(160, 160)
-    bottom.imshow(image, "gray", vmin=-0.5, vmax=0.5)
-    bottom.set_title(f"error {error:.3f}\ntokens, row 20: {tokens[800:803].tolist()}")
-
-clump = 0.2 * torch.randn(49, 2)
-grid = torch.cartesian_prod(torch.linspace(-1, 1, 7), torch.linspace(-1, 1, 7)).flip(1)
-nets = []
-for name, *setting in [  # setting: quantizer, codebook, restart, straight
-        ("VQ", "vq", 2 + clump),
-        ("VQ" if args.no_restart else "VQ with restarts", "vq", 2 + clump, not args.no_restart),
-        ("FSQ", "fsq", grid), ("FSQ, no straight-through", "fsq", grid, False, False)]:
-    torch.manual_seed(args.seed)  # all nets start with the same weights
-    nets.append(train(x, *setting, iters=args.iters))
-    draw(len(nets), name, nets[-1])
-
-axes[0, 0].set_title("Train the first VQ again, with\nentries around (start, start)")
-start = plt.Slider(plt.axes([0.05, 0.72, 0.09, 0.05]), "start", 0, 2, valinit=2, valstep=0.1)
-restarts = plt.Slider(plt.axes([0.05, 0.6, 0.09, 0.05]), "restarts", 0, 1, valinit=0, valstep=1)
-def draw_first(_):
-    torch.manual_seed(args.seed)
-    draw(1, "VQ", train(x, "vq", start.val + clump, restarts.val == 1, iters=args.iters))
-start.on_changed(draw_first)
-restarts.on_changed(draw_first)
+    z, tokens, x_hat, error = measure(net, x)
+    ax = axes[0, column]
+    ax.clear()
+    ax.plot(*z.T, ".", color="0.7", ms=2)
+    ax.plot(*net.codebook.T, "kx", ms=4)
+    ax.plot(*net.codebook[tokens].T, "o", c="tab:red" if error > gray_error else "tab:blue", ms=4)
+    ax.set(aspect=1, xlim=(-1.1, 2.6), ylim=(-1.1, 2.6))
+    ax.set_title(f"{name}\n{len(tokens.unique())} of {len(net.codebook)} entries in use")
+    draw_image(axes[1, column], x_hat, f"error {error:.3f}")
+draw(1, "VQ", first_vq)
+draw(2, "VQ" if args.no_restart else "VQ with restarts", second_vq)
+draw(3, "FSQ", fsq_net)
+draw(4, "FSQ, no straight-through", without)
+draw_image(axes[0, 0], gray, f"each patch in its mean gray\nerror {gray_error:.3f} (red: above)")
+draw_image(axes[1, 0], x, "original")
+axes[0, 3].legend(["z of a patch", "entry not in use", "entry in use"])
+box = plt.axes([0.5, 0.02, 0.2, 0.03])
+start = plt.Slider(box, "retrain VQ, entries start near (s, s), s =", 0, 2, valinit=2, valstep=0.1)
+start.on_changed(lambda s: draw(1, "VQ", train(x, "vq", s + clump, **same)))
 fig.savefig("11_vq.png", dpi=120)
 
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
-error = [measure(net, x)[3] for net in nets]  # VQ twice, FSQ, FSQ without straight-through
-claim("C1", "Error of the second VQ, against patches in their mean gray", error[1], "<", gray_error)
-claim("C2", "Error of FSQ, against half without straight-through", error[2], "<", error[3] / 2)
+claim("C1", "Error of the second VQ, against mean gray", measure(second_vq, x)[3], "<", gray_error)
+claim("C2", "Error of FSQ, against mean gray", measure(fsq_net, x)[3], "<", gray_error)
+claim("C3", "The same without straight-through", measure(without, x)[3], ">", gray_error)
 print("figure: 11_vq.png")
 if plt.get_backend().lower() != "agg":  # there is no window to show without a display
     plt.show()

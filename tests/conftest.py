@@ -46,7 +46,7 @@ def paste(name, *wanted):
             pieces[node.name] = node
         elif isinstance(node, ast.Assign):
             for target in ast.walk(node.targets[0]):
-                if isinstance(target, ast.Name) and target.id.isupper():
+                if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store) and target.id.isupper():
                     pieces[target.id] = node
     while todo:
         node = pieces[todo.pop()]

@@ -165,25 +165,29 @@ def test_claims_by_brute_force_digits_progress_and_page(run, images):
     assert torch.equal(run.ns.images.cpu(), images) and torch.equal(run.ns.labels.cpu(), ASKED) and len(images.flatten(1).unique(dim=0)) == 40
     assert images[:, 0, 0, 0].min() == 1 and images.flatten(1).amin(1).max() < 0  # paper is 1, ink is black
     page_agrees(NAME, run)
-    assert run.ns.noise.shape == (40, 1, 16, 16) and abs(run.ns.noise.std() - 1) < 0.05
-    distance, label = nearest(guided_euler(run.ns.net, run.ns.noise, ASKED, 2), images)
+    asked = ASKED[:20]
+    assert torch.equal(run.ns.y, asked) and run.ns.noise.shape == (20, 1, 16, 16) and abs(run.ns.noise.std() - 1) < 0.05
+    distance, label = nearest(guided_euler(run.ns.net, run.ns.noise, asked, 2), images)
     pairs = [np.linalg.norm((images[i] - images[j]).numpy()) for i in range(40) for j in range(i)]
     (value, bound), (share, _) = run.numbers().values()
     assert abs(distance.mean() / value - 1) < 2e-3 and abs(np.mean(pairs) / 2 / bound - 1) < 2e-3
-    assert abs(share - (label == ASKED).float().mean()) < 1e-3
+    assert abs(share - (label == asked).float().mean()) < 1e-3
 
 
-def test_grid_and_slider_down_to_digits_of_any_label(run, images):
-    def tiles():
-        grid = torch.tensor(np.asarray(run.ns.ax.get_images()[-1].get_array()))
-        return torch.stack([grid[r:r + 16, k:k + 16].reshape(1, 16, 16) for r in range(0, 80, 16) for k in range(0, 160, 16)])
-    assert (2 * tiles()[:10] - 1 - images[:10]).abs().max() < 1e-6 and "w = 2)" in run.ns.ax.get_title()
+def test_rows_show_examples_no_label_and_any_guidance(run, images):
+    def tiles(ax):
+        row = torch.tensor(np.asarray(ax.get_images()[-1].get_array()))
+        return torch.stack([row[:, k:k + 16].reshape(1, 16, 16) for k in range(0, 320, 16)]) * 2 - 1
+    top, none, guided = run.ns.axes
+    assert (tiles(top) - images[:10].repeat(2, 1, 1, 1)).abs().max() < 1e-6
     for w in (1, 0, 2):
         run.ns.slider.set_val(w)
-        shown = torch.cat([ASKED[:20], torch.zeros(20).long()])  # no label in the lower half
-        assert (2 * tiles()[10:] - 1 - guided_euler(run.ns.net, run.ns.noise, shown, w).clamp(-1, 1)).abs().max() < 2e-3
-        right = (nearest(2 * tiles()[10:] - 1, images)[1] == ASKED).float().view(2, 20).mean(1)
-        assert f"w = {w})" in run.ns.ax.get_title() and right[1] < 0.5 and (right[0] < 0.5 if w == 0 else right[0] > 0.9)
+        for ax, weight in (none, 0), (guided, w):
+            expected = guided_euler(run.ns.net, run.ns.noise, ASKED[:20], weight).clamp(-1, 1)
+            assert (tiles(ax) - expected).abs().max() < 2e-3
+            right = (nearest(tiles(ax), images)[1] == ASKED[:20]).float().mean()
+            assert right > 0.9 if weight else right < 0.5
+        assert f"w = {w}" in guided.get_title() and "no label" in none.get_title()
 
 
 def test_breaks_and_same_seed_same_numbers(lesson):
@@ -223,7 +227,7 @@ def test_own_folder_has_a_class_for_each_subfolder_or_one(lesson, tmp_path):
     run = lesson(NAME, "--data", str(tmp_path), "--size", "16", "--iters", "20")
     assert run.claims() == {} and run.ns.labels.tolist() == [1] * 5 + [2] * 5 and run.ns.images.shape == (10, 3, 16, 16)
     assert torch.equal(run.ns.images[9].cpu().mean((1, 2)), torch.tensor([-1.0, -1, 1])) and run.ns.config[:4] == (16, 4, 3, 2)
-    assert np.asarray(run.ns.ax.get_images()[-1].get_array()).shape == (80, 32, 3)
+    assert [np.asarray(ax.get_images()[-1].get_array()).shape for ax in run.ns.axes] == [(16, 64, 3)] * 3
     one = lesson(NAME, "--data", str(tmp_path / "a"), "--iters", "4", "--model", "MLP")
     assert one.ns.config[:4] == (28, 28, 3, 1) and one.ns.labels.tolist() == [1] * 5
 

@@ -34,11 +34,11 @@ def count(x, tokens):
     known, drawn = {tuple(row) for row in tokens.tolist()}, [tuple(row) for row in x.tolist()]
     return sum(row in known for row in drawn), len(known & set(drawn))
 
-def by_hand(net, method, passes, V, temperature=1.0):  # 100 samples in loops, from the same random numbers as the lesson's
+def by_hand(net, method, passes, V):  # 100 samples in loops, from the same random numbers as the lesson's
     x, plan = np.full((100, 16), V), [16 // passes + (i >= passes - 16 % passes) for i in range(passes)]
     plan = {"autoregressive": [1] * 16, "hybrid": [1] * (passes - 1) + [17 - passes]}.get(method, plan)
     for keep in plan:
-        p = (net(torch.tensor(x)) / temperature).detach().softmax(2)
+        p = net(torch.tensor(x)).detach().softmax(2)
         guess = torch.multinomial(p.view(-1, V), 1, True).view(100, 16).numpy()
         late = {"MaskGIT": -np.take_along_axis(p.numpy(), guess[..., None], 2)[..., 0]}.get(method, np.tile(np.arange(16), (100, 1)))
         late = -torch.rand(100, 16).numpy() if method == "diffusion" else late
@@ -57,7 +57,7 @@ def test_each_pass_keeps_what_the_plan_says_and_never_changes_it(method, passes,
     for i, (before, after) in enumerate(zip(seen, [*seen[1:], x])):
         assert ((before != 7).sum(1) == sum(plan[:i])).all() and (after[before != 7] == before[before != 7]).all()
         assert method in ("MaskGIT", "diffusion") or (before[:, :sum(plan[:i])] != 7).all()  # from the top
-    with pytest.raises(KeyError):
+    with pytest.raises(AssertionError):
         pieces.sample(lambda x: torch.randn(*x.shape, 7), method.upper(), 30, 16, 7, passes)
 
 def test_maskgit_keeps_the_most_confident_guess_and_drops_a_rare_one():
@@ -88,7 +88,7 @@ def test_the_loss_is_the_hidden_tokens_nats_over_t(monkeypatch, capsys):
         assert abs(float(loss) - np.mean(codes)) < 0.006
 
 def test_claims_figure_and_page(run):
-    assert run.claims() == {"C1": True, "C2": True, "C3": True}
+    assert run.claims() == {"C1": True, "C2": True}
     assert plt.imread(run.folder / f"{NAME}.png")[..., :3].std() > 0.05
     page_agrees(NAME, run)
 
@@ -111,52 +111,47 @@ def test_the_net_needs_at_most_a_nat_more_than_log_40(ns, run):
         nats -= ns.net(x).log_softmax(2)[:, position].gather(1, ns.tokens[:, position, None])[:, 0].detach()
     assert np.log(40) - 1e-4 < nats.mean() < np.log(40) + 1 and run.text.count(f"(best mean: {np.log(40):.2f})") == 8
 
-def titles(ns):  # {method: (passes, correct, distinct)} as written above each row of the figure
-    line = r"(\w+), passes: (\d+)\. Of 100 samples, (\d+) are correct, showing (\d+) of 40 images"
+def titles(ns):  # {method: (correct, distinct)} as written above each row of the figure
+    line = r"(\w+): (\d+) of 100 samples are correct, and they show (\d+) of the 40 images"
     return {name: tuple(map(int, found)) for name, *found in (re.fullmatch(line, ax.get_title()).groups() for ax in ns.rows)}
 
-def hand(ns, passes, temperature=1.0):  # the same for samples by hand, and the samples
+def hand(ns, passes):  # the same for samples by hand, and the samples
     torch.manual_seed(0)
-    x = {m: by_hand(ns.net, m, passes, len(ns.codebook), temperature) for m in METHODS}
-    return {m: (16 if m == "autoregressive" else passes, *count(x[m], ns.tokens)) for m in METHODS}, x
+    x = {m: by_hand(ns.net, m, passes, len(ns.codebook)) for m in METHODS}
+    return {m: count(x[m], ns.tokens) for m in METHODS}, x
 
 def test_titles_claims_and_red_rows_are_those_of_samples_by_hand(run, ns):
     (want, x), values = hand(ns, 8), [value for value, _ in run.numbers().values()]
-    (_, ar, _), (_, hybrid, several), (_, _, few), (_, diffusion, _) = want.values()
-    assert titles(ns) == want and values == [ar, hybrid - diffusion, several - few]
+    (ar, _), (hybrid, several), (_, few), (diffusion, _) = want.values()
+    assert titles(ns) == want and values == [hybrid - diffusion, several - few] and ar > 50
     for ax, m in zip(ns.rows, METHODS):
-        assert ax.images[0].get_clim() == (-1, 1) and ax.images[0].get_cmap()(0.25)[0] > 0.8  # red at -0.5
-        for image, sample in zip(np.split(np.asarray(ax.images[0].get_array()), 15, 1), x[m]):
-            pixels, same = ns.codebook[sample].numpy(), sample == ns.tokens
-            red = (image < 0).any(1)
+        for image, sample in zip(np.split(np.asarray(ax.images[0].get_array()), 14, 1), x[m]):  # (row, column, RGB)
+            ink, same = ns.codebook[sample].bool().numpy(), sample == ns.tokens
+            assert (image[ink] == 0).all() and (image[:, 0] == 1).all() and (image[:, 15] == 1).all()
+            red = (image[:, 1] != 1).any(1) & ~ink[:, 1]
             assert any((~row.numpy() == red).all() for row in same[same.sum(1) == same.sum(1).max()])
-            assert (image[:, 1:-1] == np.where(pixels == 1, 1, -0.5 * red[:, None])[:, 1:-1]).all()
-            assert (image[:, [0, -1]] == pixels[:, [0, -1]]).all()
-    assert np.abs(np.asarray(ns.top.images[0].get_array()) - np.hstack([*ns.images[::3], ns.images.numpy().mean(0)])).max() < 1e-6
+            paper = np.where(red[:, None, None], np.float32([1, 0.6, 0.5]), 1)
+            assert (image[:, 1:15] == np.where(ink[:, 1:15, None], 0, paper)).all()
+    assert (np.asarray(ns.top.images[0].get_array()) == np.hstack(ns.images[::3].numpy())).all()
 
 def test_bounds_are_two_standard_deviations_of_a_difference(run):
     """Of two binomials with p = 1/2, the widest; of the numbers of images that two fair draws of 100 show."""
     rng, bounds = np.random.default_rng(0), [bound for _, bound in run.numbers().values()]
     fair = np.array([len(set(rng.integers(40, size=100))) for _ in range(6000)])
-    assert abs(2 * np.subtract(*rng.binomial(100, 0.5, (2, 40_000))).std() / bounds[1] - 1) < 0.02 and abs(fair.mean() - 36.8) < 0.2
-    assert abs(2 * (fair[::2] - fair[1::2]).std() / bounds[2] - 1) < 0.06
-    assert np.allclose(bounds, [100 / 2, 2 * np.sqrt(2 * 100 / 4), np.sqrt(2 * 40 / 4)], atol=0.006, rtol=0)
+    assert abs(np.subtract(*rng.binomial(100, 0.5, (2, 40_000))).std() - 7) < 0.15 and abs(fair.mean() - 36.8) < 0.2
+    assert abs((fair[::2] - fair[1::2]).std() - 2) < 0.4 and bounds == [2 * 7, 2 * 2]
 
-def test_sliders_break_all_but_autoregressive_and_0_repeats_one_image(ns):
+def test_slider_breaks_all_but_autoregressive(ns):
     before = titles(ns)
     ns.passes.set_val(1)
-    assert titles(ns) == hand(ns, 1)[0] and max(correct for _, correct, _ in list(titles(ns).values())[1:]) < 10
+    assert titles(ns) == hand(ns, 1)[0] and max(correct for correct, _ in list(titles(ns).values())[1:]) < 10
     ns.passes.set_val(5.0)  # a float, as from the mouse
-    ns.temperature.set_val(0.5)
-    assert titles(ns) == hand(ns, 5, 0.5)[0]
-    ns.temperature.set_val(0)
-    assert max(distinct for _, _, distinct in list(titles(ns).values())[:3]) <= 1
+    assert titles(ns) == hand(ns, 5)[0]
     ns.passes.set_val(8)
-    ns.temperature.set_val(1)
     assert titles(ns) == before
 
 def test_break(lesson):
-    assert lesson(NAME, "--passes", "1", "--iters", "800").claims() == {"C1": True, "C2": False, "C3": False}
+    assert lesson(NAME, "--passes", "1", "--iters", "800").claims() == {"C1": False, "C2": False}
 
 def test_same_seed_same_numbers(lesson):
     a, b, c = (lesson(NAME, "--iters", "5", *flags) for flags in ((), ("--seed", "0"), ("--seed", "4294967295")))

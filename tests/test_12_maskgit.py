@@ -132,76 +132,72 @@ def test_claims_figure_and_page(run):
     page_agrees(NAME, run)
 
 
-def test_tokens_are_those_of_k_means_in_numpy(ns, piece):
-    images = ns.images.numpy().astype(np.float64)
-    assert images.shape == (40, 16, 16) and images.min() == 0 and images.max() <= 1 and torch.equal(piece.draw_digit("7", "DejaVu Sans"), ns.images[28])
+def test_tokens_are_the_patches_in_numpy(ns, piece):
+    images = np.stack([piece.draw_digit(digit, font).numpy() for digit in "0123456789" for font in ns.FONTS]) > 0.5
+    assert images.shape == (40, 16, 16) and np.array_equal(images, ns.images.numpy() == 1) and not ((ns.images != 0) & (ns.images != 1)).any()
     p = images.reshape(40, 8, 2, 8, 2).swapaxes(2, 3).reshape(40, 64, 4)  # patches of 2 x 2, row by row
-    codes = np.unique(p.reshape(-1, 4), axis=0)[np.arange(16) * 55]
-    for _ in range(20):
-        nearest = ((p[:, :, None] - codes) ** 2).sum(3).argmin(2)
-        codes = np.stack([p[nearest == k].mean(0) for k in range(16)])
-    assert (nearest == ns.tokens.numpy()).mean() > 0.99 and np.abs(codes - ns.codebook.numpy()).max() < 0.02
-    assert len(np.unique(nearest, axis=0)) == 40 and ns.mask_token == ns.vocab_size == 16
-    assert ((codes[nearest] - p) ** 2).mean() < 0.1 * images.var()
+    assert np.array_equal(p, ns.codebook[ns.tokens].numpy() == 1) and len(ns.codebook.unique(dim=0)) == len(ns.codebook)
+    assert len(np.unique(ns.tokens.numpy(), axis=0)) == 40 and ns.mask_token == len(ns.codebook) == 16
 
 
 def test_titles_and_claims_are_counts_of_the_samples_by_brute_force(run, ns):
-    assert isinstance(ns.net, torch.nn.Module) and ns.ROUNDS == [1, 4, 10, 64] and ns.blank.shape == (200, 64) and (ns.blank == MASK).all()
-    counts = [[wrong_and_images(x, ns.tokens) for x in row.values()] for row in ns.samples]
-    for axes, row, rounds, n in zip(ns.axes, counts, ns.ROUNDS, range(4)):
+    assert isinstance(ns.net, torch.nn.Module) and ns.blank.shape == (200, 64) and (ns.blank == MASK).all()
+    rows = [ns.draw_samples(n) for n in (1, 10, 64)]
+    counts = [[wrong_and_images(x, ns.tokens) for x in row.values()] for row in rows]
+    for axes, row, rounds in zip(ns.axes, counts, (1, 10, 64)):
         assert axes[0].get_ylabel() == f"rounds: {rounds}"
-        for ax, (wrong, images), name in zip(axes, row, ns.samples[n]):
+        for ax, (wrong, images), name in zip(axes, row, rows[0]):
             a, b = re.fullmatch(rf"{name}: (\S+) wrong tokens, (\d+) images", ax.get_title()).groups()
             assert abs(float(a) - wrong) < 0.051 and int(b) == images
-    (one, _), (ten, images), (four, _) = counts[0][2], counts[2][2], counts[1][2]
+    (one, _), (ten, images) = counts[0][2], counts[1][2]
     (value, bound), (occur, half) = run.numbers()["C1"], run.numbers()["C2"]
     assert abs(value - ten) < 1e-3 * ten and abs(bound - one / 5) < 1e-3 * one and (occur, half) == (images, 20)
-    assert f"MaskGIT, noise 1, 10 rounds: {ten:.1f} of 64 are wrong" in ns.fig._suptitle.get_text()
-    assert ten < four < one and counts[2][2][0] < counts[2][0][0] / 2  # less than half of D3PM
-    assert counts[3][1][1] <= 10 < 20 < counts[3][2][1]  # without noise, few images come again and again
+    assert ten < counts[1][0][0] / 2  # less than half of D3PM
+    assert counts[2][1][1] <= 12 < 20 < counts[2][2][1]  # without noise, few images come again and again
 
 
 def test_panels_show_four_samples_with_their_wrong_tokens_red(ns):
-    for n, name, ax in [(0, "D3PM", ns.axes[0, 0]), (2, "MaskGIT with noise", ns.axes[2, 2])]:
-        x = ns.samples[n][name][:4]
+    for n, name, ax in [(1, "D3PM", ns.axes[0, 0]), (10, "MaskGIT with noise", ns.axes[1, 2])]:
+        x = ns.draw_samples(n)[name][:4]
         near = ns.tokens[(x[:, None] != ns.tokens).sum(2).argmin(1)]
         strip = ax.images[-1].get_array().data.reshape(8, 2, 4, 8, 2)  # row, y, sample, column, x
         for i, k in itertools.product(range(4), range(64)):
             patch, code = strip[k // 8, :, i, k % 8].flatten(), ns.codebook[x[i, k]].numpy()
-            assert np.allclose(patch, code if x[i, k] == near[i, k] else -0.2 - code, atol=1e-6)
-        paper, ink, red = (ax.images[-1].to_rgba(value)[:3] for value in (0.0, 1.0, -0.6))
+            assert np.allclose(patch, code if x[i, k] == near[i, k] else -0.2 - 0.5 * code, atol=1e-6)
+        paper, ink, red = (ax.images[-1].to_rgba(value)[:3] for value in (0.0, 1.0, -0.7))
         assert min(paper) > 0.95 and max(ink) < 0.2 and red[0] > 2 * max(red[1:])
 
 
 def test_a_perfect_net_does_as_badly_in_one_round_and_better_in_ten(ns, piece):
     """Then each token comes from another image. D3PM's ten rounds with the trained net, written down again, leave as many as in the run."""
-    x, wrong = torch.full((400, 64), MASK), [[piece.score(x, ns.tokens)[1] for x in row.values()] for row in ns.samples]
+    one, ten = ([piece.score(x, ns.tokens)[1] for x in ns.draw_samples(n).values()] for n in (1, 10))
+    x = torch.full((400, 64), MASK)
     independent = ns.tokens[torch.randint(40, x.shape), torch.arange(64)]
-    assert abs(piece.score(independent, ns.tokens)[1] - wrong[0][2]) < 1.5
-    assert piece.score(piece.maskgit(lookup(ns.tokens), x, 10, MASK, 1), ns.tokens)[1] < 0.9 < wrong[2][2]
+    assert abs(piece.score(independent, ns.tokens)[1] - one[2]) < 1.5
+    assert piece.score(piece.maskgit(lookup(ns.tokens), x, 10, MASK, 1), ns.tokens)[1] < 0.9 < ten[2]
     turn = torch.randint(10, x.shape)  # each token has one of ten rounds
     for k in range(10):
         p = ns.net(x).detach().softmax(2).flatten(0, 1)
         x[turn == k] = torch.multinomial(p, 1).view(x.shape)[turn == k]
-    assert abs(piece.score(x, ns.tokens)[1] - wrong[2][0]) < 0.8
+    assert abs(piece.score(x, ns.tokens)[1] - ten[0]) < 0.8
 
 
-def test_sliders_draw_the_third_row_until_it_breaks(ns):
+def test_sliders_draw_the_middle_row_until_it_breaks(ns):
     def row():
-        return [[float(n) for n in re.findall(r": (\S+) wrong tokens, (\d+)", ax.get_title())[0]] for ax in ns.axes[2]]
-    others = [ax.get_title() for ax in ns.axes[[0, 1, 3]].flat]  # these rows stay
+        return [[float(n) for n in re.findall(r": (\S+) wrong tokens, (\d+)", ax.get_title())[0]] for ax in ns.axes[1]]
+    first, others = row(), [ax.get_title() for ax in ns.axes[[0, 2]].flat]  # these rows stay
     ns.rounds.set_val(np.float64(1))  # a mouse sets floats
-    assert ns.axes[2, 0].get_ylabel() == "rounds: 1" and all(wrong > 15 and images == 0 for wrong, images in row())
+    assert ns.axes[1, 0].get_ylabel() == "rounds: 1" and all(wrong > 12 and images == 0 for wrong, images in row())
     ns.rounds.set_val(10)
-    assert row()[2][0] < 2.5 and row()[2][1] > 20 and row()[1][1] <= 12
+    assert row() == first and row()[2][0] < 2.5 and row()[2][1] > 20 and row()[1][1] <= 14
     ns.noise.set_val(0)
-    assert row()[2][1] <= 12 and ns.axes[2, 0].get_ylabel() == "rounds: 10"
-    assert [ax.get_title() for ax in ns.axes[[0, 1, 3]].flat] == others
+    assert row()[2][1] <= 14 and ns.axes[1, 0].get_ylabel() == "rounds: 10"
+    assert [ax.get_title() for ax in ns.axes[[0, 2]].flat] == others
+    ns.noise.set_val(1)
 
 
-@pytest.mark.parametrize("flags, c1", [(["--rounds", "1", "--iters", "300"], False), (["--rounds", "64", "--noise", "0", "--iters", "500"], True)])
-def test_breaks(lesson, flags, c1):
-    assert lesson(NAME, *flags).claims() == {"C1": c1, "C2": False}
+def test_break(lesson):
+    assert lesson(NAME, "--rounds", "1", "--iters", "300").claims() == {"C1": False, "C2": False}
 
 
 def test_same_seed_same_numbers(lesson):
@@ -209,7 +205,6 @@ def test_same_seed_same_numbers(lesson):
     assert a.text == b.text != c.text
 
 
-@pytest.mark.parametrize("flags", [("--rounds", "0"), ("--rounds", "65"), ("--noise", "-1"), ("--noise", "nan"), ("--noise", "6"),
-                                   ("--iters", "0"), ("--iters", "9" * 21), ("--seed", "-1"), ("--seed", "9" * 21), ("--rounds", "2.5")])
+@pytest.mark.parametrize("flags", [("--rounds", "0"), ("--rounds", "65"), ("--iters", "0"), ("--iters", "9" * 21), ("--seed", "-1"), ("--seed", "9" * 21), ("--rounds", "2.5")])
 def test_bad_flags(refused, flags):
     assert flags[0] in refused(NAME, *flags)

@@ -37,7 +37,7 @@ def screen():
 
 
 WIDGETS = {"01_problem": 1, "02_ddpm_forward": 1, "03_elbo": 1, "04_ancestral": 1, "05_cfm": 1, "06_euler": 1,
-           "07_bridge": 2, "08_dit": 1, "09_knobs": 1, "10_discrete": 2, "11_vq": 2, "12_maskgit": 2, "13_unified": 1,
+           "07_bridge": 1, "08_dit": 1, "09_knobs": 1, "10_discrete": 1, "11_vq": 1, "12_maskgit": 2, "13_unified": 1,
            "14_reasoning_gen": 1, "15_hybrid": 1}
 
 
