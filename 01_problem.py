@@ -40,8 +40,8 @@ def two_moons(n):
 
 # --- Why it is hard to model p_data
 # A net can give every x a score. To get a density, we must divide it by its integral over all x.
-# For 28 x 28 pixels, a grid with 100 cells per pixel has 100^784 cells. Sampling is hard, too.
-# Importance sampling draws n guesses x from an easy prior, here N(0, I), and gives each a weight
+# For 28 x 28 pixels, a grid with 100 cells per pixel has 100^784 cells. Even a known p_data is hard
+# to sample. Importance sampling draws n guesses x from an easy prior, here N(0, I), with weights
 # w = p_data(x) / p_prior(x). Then sum(w f) / sum(w) estimates the mean of any f(x) over the data.
 def weight(x):
     """Return p_data(x) / p_prior(x) for x of shape (..., 2)."""

@@ -41,7 +41,7 @@ def two_moons(n):
 # --- Training, as in lesson 02: a net predicts the noise eps in xt, for random t from 1 to T = 1000
 ABAR = torch.cat([torch.ones(1), 1 - torch.linspace(1e-4, 0.02, 1000)]).cumprod(0)  # (T + 1,)
 
-def train(abar, iters, width=64, batch_size=1024, lr=0.03):  # (B, 3), xt and t / T, to eps_hat
+def train(abar, iters, width=64, batch_size=1024, lr=0.03):  # net: [xt, t / T] to eps_hat
     net = nn.Sequential(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
                         nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2))
     T, optimizer = len(abar) - 1, torch.optim.Adam(net.parameters())
@@ -84,7 +84,7 @@ def posterior(xt, x, beta, abar_u):
 #   (1 - abar_t) x - sqrt(abar_t (1 - abar_t)) eps, and its variance is 1 - abar_t. E[x | xt] is the
 #   best guess. So on average, Var(x | xt) is at most 1 - abar_t, and Var(x_u | xt) is at most
 #       beta (1 - abar_u + beta abar_u) / (1 - abar_t) = beta,  as abar_t = (1 - beta) abar_u
-# - zero goes to E[x_u | xt]. It varies less than x_u, so without noise, all samples drift together.
+# - zero goes to E[x_u | xt], which is less spread out than x_u. So the samples contract every step.
 # After a long step, x_u may be on either moon, and no Gaussian fits. So DDPM takes 1000 short ones,
 # one forward pass each. Two moons need only 100, but images have much finer details.
 @torch.no_grad()

@@ -106,8 +106,8 @@ eps = torch.randn_like(x)
 first = velocity(train(eps, x, args.iters))
 
 # Reflow pairs each eps with the end of its path. Two paths can't be in one place at the same time,
-# because v has one value there. So the lines between their ends seldom cross, v is nearly x - eps,
-# and one step almost reaches x. But a smooth net can't jump, so some noise ends between the moons.
+# because v has one value there. The lines between their ends seldom cross, too, as the small loss
+# shows. So one step almost reaches x. But a smooth net can't jump, so some noise ends in the gap.
 ends = solve(first, eps, 10, rk4)[-1]  # (20000, 2), exact to 0.0001
 second = velocity(train(eps, ends, args.iters))
 
@@ -116,7 +116,7 @@ noise = torch.randn(2000, 2)
 exact = solve(first, noise, 50, rk4)[-1]  # (2000, 2), where reflow should lead, too
 fig, (chart, left, right) = plt.subplots(1, 3, figsize=(15, 5.4), layout="constrained")
 errors = []
-for v, step, cost in [(first, euler, 1), (first, rk4, 4), (second, euler, 1)]:  # cost: NFE a step
+for v, step, cost in [(first, euler, 1), (first, rk4, 4), (second, euler, 1)]:  # cost: NFE per step
     samples = [solve(v, noise, n, step)[-1] for n in range(16 // cost + 1)]
     errors.append([(end - exact).norm(dim=1).mean() for end in samples])
     chart.semilogy(range(0, 17, cost), errors[-1], "o-")
