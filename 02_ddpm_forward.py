@@ -117,7 +117,7 @@ ratio = (net(torch.hstack([xt, st])) - eps).square().mean() / lowest
 
 MAX_DATA = 0.001  # for a_T^2. With a_T = 0.03, x hardly moves x_T, whose standard deviation is 1
 fig, axes = plt.subplots(2, 4, figsize=(11, 6.2), subplot_kw={"box_aspect": 1})
-fig.suptitle("Many small steps (above), one draw (below): same distribution. Red: over 0.1% data")
+fig.suptitle("Small steps (above), one draw (below): same distribution. Red: over 0.1% data at T")
 slider = plt.Slider(plt.axes([0.3, 0.01, 0.4, 0.03]), "T", 10, 1000, valinit=args.T, valstep=1)
 
 def draw(T):

@@ -6,10 +6,10 @@
 
 A diffusion transformer (DiT) cuts a noisy image into patches, and each patch becomes a token. It
 predicts the velocity, image minus noise, and noise that follows it becomes an image (lesson 05).
-Guidance exaggerates what the class label changes in it, so that samples show this class clearly.
+An MLP that has one token for the whole image fails: 48 numbers can't hold the noise of 256 pixels.
 
-RUN    python 08_dit.py              (10 seconds; move the slider, or try your own --data FOLDER)
-BREAK  python 08_dit.py --model MLP  (C1 fails: one token can't hold the noise of 256 pixels)
+RUN    python 08_dit.py              (11 seconds; move the slider, or try your own --data FOLDER)
+BREAK  python 08_dit.py --model MLP  (C1 fails: both rows of samples come from an MLP)
 PAPER  arXiv 2212.09748, section 3.2 (DiT); 2207.12598, equation 6 (guidance)"""
 import argparse
 import signal
@@ -24,7 +24,7 @@ parser.add_argument("--data", type=Path, help="a subfolder for each class (defau
 parser.add_argument("--size", type=int, choices=range(16, 65, 4), default=28, help="for --data")
 parser.add_argument("--model", choices=["DiT", "MLP"], default="DiT", help="(default: DiT)")
 parser.add_argument("--w", type=float, default=2, help="guidance weight (default: %(default)s)")
-parser.add_argument("--iters", type=int, default=1000, help="of training (default: %(default)s)")
+parser.add_argument("--iters", type=int, default=600, help="of training (default: %(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
 if not (0 <= args.w <= 8 and 1 <= args.iters <= 10**6 and 0 <= args.seed < 2**32):
@@ -118,19 +118,19 @@ def sample(net, xt, y, num_steps):  # Euler steps from noise xt to images (lesso
     return xt
 
 size, dim, depth, lr = (args.size, 128, 4, 0.004) if args.data else (16, 48, 2, 0.015)
-patch = 4 if args.model == "DiT" else size  # one token: attention has nothing to mix
-config = size, patch, images.shape[1], labels.max().item(), dim, depth, 4
+config = size, 4 if args.model == "DiT" else size, images.shape[1], int(labels.max()), dim, depth, 4
 net = train(DiT(*config), images, labels, args.iters, lr)
+mlp = train(DiT(size, size, *config[2:]), images, labels, args.iters, lr)  # one patch, one token
 torch.save({"config": config, "weights": net.state_dict()}, "08_dit.pt")
 
 first = [labels.tolist().index(label) for label in labels.unique()[:10]] * 2  # examples
 y, noise = labels[first], torch.randn_like(images[first])  # two samples of each class, any w
 fig, (*axes, box) = plt.subplots(4, figsize=(14, 4), height_ratios=[9, 9, 9, 1], layout="tight")
 def draw(w):
-    rows = {"training images": images[first], "no label: blends": sample(net, noise, 0 * y, 20),
-            f"with labels and guidance, w = {w:.3g}": sample(guide(net, w), noise, y, 20)}
-    for ax, title in zip(axes, rows):
-        ax.imshow(torch.hstack([*rows[title].movedim(1, 3)]).clamp(-1, 1).cpu() / 2 + 0.5, "gray")
+    rows = [images[first]] + [sample(guide(each, w), noise, y, 20) for each in (mlp, net)]
+    titles = "training images", "MLP: one token is too small", f"{args.model}, guidance w = {w:.3g}"
+    for ax, row, title in zip(axes, rows, titles):
+        ax.imshow(torch.hstack([*row.movedim(1, 3)]).clamp(-1, 1).cpu() / 2 + 0.5, "gray")
         ax.set(title=title, xticks=[], yticks=[])
 draw(args.w)
 slider = plt.Slider(box, "w", 0, 8, valinit=args.w)

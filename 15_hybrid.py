@@ -66,7 +66,7 @@ def cross(stripes, features):
     return stripes, features  # each stripe attends to all features
 def joint(stripes, features):
     tokens = torch.cat([stripes, features], 1)  # (B, 3 + N, dim), one sequence
-    return tokens, tokens  # as memory, too, because the layer has cross-attention anyway
+    return tokens, tokens  # as memory, too: the layer has cross-attention anyway
 
 class Generator(nn.Module):
     def __init__(self, mechanism, dim=32, num_heads=4):
