@@ -103,7 +103,8 @@ def page_agrees(name, run):
     assert [row[0].split()[0] for row in rows] == [p[1] for p in printed]
     for (words, span, written), (_, _, value, sign, bound) in zip(rows, printed):
         a, b = float(written.split()[1]), float(bound)
-        rounded = len(bound.replace(".", "").lstrip("-0")) > 2 and abs(a - b) < 0.15 * abs(b)  # a bound that is measured
+        digits = max(len(number.replace(".", "").lstrip("-0")) for number in (bound, written.split()[1]))
+        rounded = digits > 2 and abs(a - b) < 0.15 * abs(b)  # a bound that is measured
         assert written.split()[0] == sign and (a == b or rounded), (words, written, bound)
         low, high, value, bound = *map(float, (span.split(" .. ") * 2)[:2]), float(value), float(bound)
         left = bound - max(high, value) if sign == "<" else min(low, value) - bound

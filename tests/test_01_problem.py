@@ -229,7 +229,7 @@ def test_the_chart_and_c1_are_those_of_the_first_numbers_of_the_seed(run, ns):
     assert np.allclose(sorted(band), [0.01, 1], rtol=0.01)
 
 
-def test_c2_is_measured_at_the_end_of_the_path_and_one_step_ends_at_the_mean(run, ns):
+def test_c2_is_measured_at_the_end_of_the_path_and_one_step_at_the_mean(run, ns):
     (value, bound), noise = run.numbers()["C2"], ns.noise.double().numpy()
     assert noise.shape == (2000, 2) and abs(noise.std() - 1) < 0.05 and ns.x.shape == (2000, 2)
     assert abs(value - distance(euler(net_of(ns), noise, 20)[-1], ns.x)) < 2e-5 and abs(bound - ns.limit) < 1e-5

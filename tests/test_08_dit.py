@@ -16,27 +16,22 @@ from torch import nn
 NAME = "08_dit"
 ASKED = torch.arange(1, 11).repeat(4)
 
-
 @pytest.fixture(scope="module")
 def pieces():
     return paste(NAME, "DiT", "train", "guide", "sample", "load_image", "draw_digit", "FONTS")
-
 
 @pytest.fixture(scope="module")
 def images(pieces):  # (40, 1, 16, 16) from -1 to 1; their labels are ASKED
     return torch.stack([0.5 - pieces.draw_digit(str(k % 10), pieces.FONTS[k // 10]) for k in range(40)])[:, None] * 2
 
-
 @pytest.fixture(scope="module")
 def run(lesson):
     return lesson(NAME)
-
 
 def awake(net):  # in double precision, with random weights of adaLN
     for block in net.blocks:
         nn.init.normal_(block[2].weight, std=0.3)
     return net.double()
-
 
 def by_hand(net, xt, t, y, patch, num_heads):
     """One image (channels, size, size) through the net, token by token, in numpy and float64."""
@@ -65,7 +60,6 @@ def by_hand(net, xt, t, y, patch, num_heads):
             out[:, r:r + patch, k:k + patch] = next(rows).reshape(-1, patch, patch)
     return out
 
-
 @pytest.mark.parametrize("size, patch, channels, depth", [(16, 4, 1, 2), (28, 4, 3, 1), (16, 16, 1, 1), (12, 2, 3, 3)])
 def test_the_net_is_its_formula_token_by_token(pieces, size, patch, channels, depth):
     net = awake(pieces.DiT(size, patch, channels, 5, 24, depth, 3))
@@ -74,7 +68,6 @@ def test_the_net_is_its_formula_token_by_token(pieces, size, patch, channels, de
     for i in range(3):
         assert np.abs(out[i] - by_hand(net, xt[i].numpy(), t[i].item(), y[i], patch, 3)).max() < 1e-10
     assert torch.equal(net.float()(xt.float(), 0.3, y), net(xt.float(), torch.full((3, 1, 1, 1), 0.3), y))
-
 
 def test_new_blocks_are_the_identity_and_attention_reaches_all_pixels(pieces, run):
     net, xt = pieces.DiT(16, 4, 1, 10, 48, 4, 4), torch.randn(2, 1, 16, 16)
@@ -90,7 +83,6 @@ def test_new_blocks_are_the_identity_and_attention_reaches_all_pixels(pieces, ru
     dit = awake(pieces.DiT(16, 4, 1, 10, 24, 1, 3))
     assert reach(lambda x: dit(x, torch.tensor(0.5).double(), torch.tensor([1]))) == 256
     assert reach(nn.Conv2d(1, 1, 3, padding=1).double()) == 9
-
 
 class Recorder(nn.Module):
     def __init__(self):

@@ -100,11 +100,10 @@ def reference(net, tokens, roles):
 
 @pytest.mark.parametrize("sizes", [(), (16, 2)])
 def test_the_net_is_one_causal_layer_in_plain_numpy(sizes):
-    torch.set_default_dtype(torch.float64)
     net = L.Thinker(13, 37, *sizes)
     tokens, roles = L.make_sequences(*L.make_tasks(2), 4, 1)
     for row, logits in zip(tokens, net(tokens[:, :-1], roles)):
-        assert np.abs(logits.detach().numpy() - reference(net, row[:-1].numpy(), roles.numpy())).max() < 1e-9
+        assert np.abs(logits.detach().numpy() - reference(net, row[:-1].numpy(), roles.numpy())).max() < 1e-5
 
 def test_training_counts_all_written_tokens_of_all_15_kinds(monkeypatch, capsys):
     """Its first loss is -log p of each token after the start, by numpy. The rate rises to lr and falls to nearly 0."""
