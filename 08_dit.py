@@ -108,7 +108,7 @@ def guide(net, w):
     """Return net(xt, t, y) with classifier-free guidance of weight w; y = 0 means no label."""
     def guided(xt, t, y):
         null = net(xt, t, torch.zeros_like(y))
-        return null + w * (net(xt, t, y) - null)
+        return null + w * (net(xt, t, y) - null)  # w > 1 exaggerates what the label changes
     return guided
 
 @torch.no_grad()
