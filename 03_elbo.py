@@ -4,17 +4,16 @@
 # ///
 """03 From the ELBO to L_simple: how a bound on the likelihood becomes a regression loss.
 
-DDPM's likelihood is an integral that we can't compute, but it has a lower bound, the ELBO. This is
-a sum of weighted squared errors of predicted noise. We train nets with and without the weights.
+DDPM's likelihood can't be computed, but its lower bound can: a constant minus squared errors.
 
-RUN    python 03_elbo.py             (6 seconds; the slider turns noise into samples)
+RUN    python 03_elbo.py             (6 seconds; the slider switches between the nets)
 BREAK  python 03_elbo.py --iters 50  (C1 fails, because the net predicts the noise badly)
 PAPER  arXiv 2006.11239, sections 2 and 3 (DDPM, by Ho et al.). We use its equation numbers."""
 import argparse
 import signal
 import matplotlib.pyplot as plt
 import torch
-from torch import nn
+from torch import distributions, nn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--iters", type=int, default=700, help="per training (default: %(default)s)")
@@ -43,39 +42,43 @@ ABAR = ALPHA.cumprod(0)  # the paper's alpha-bar
 NOISE = (1 - ABAR).sqrt()  # (T + 1,), how much eps there is in x_t
 
 # --- The ELBO. The model p draws x_T from N(0, I) and takes Gaussian steps p(x_{t-1} | x_t) to x_0.
-# p(x_0) is an integral over x_1, ..., x_T. We write it as a mean over q. By Jensen's inequality,
+# p(x_0) is an integral over x_1, ..., x_T, or the mean of p / q over q. By Jensen's inequality,
 #     log p(x_0) = log E_q[p(x_0, ..., x_T) / q(x_1, ..., x_T | x_0)] >= E_q[log(p / q)] = ELBO
-# By the chain rule of probability, both p and q are products of steps, from x_T down:
+# By the chain rule, both are products from x_T down (q is Markov: given x_t, later x add nothing):
 #     p = p(x_T)        p(x_{T-1} | x_T)       ...  p(x_1 | x_2)       p(x_0 | x_1)
 #     q = q(x_T | x_0)  q(x_{T-1} | x_T, x_0)  ...  q(x_1 | x_2, x_0)
-# In each column, the mean of log(q / p) is a KL divergence. The first is nearly 0, because x_T is
-# nearly N(0, I). So -ELBO is the sum of the other KLs, and of -log p(x_0 | x_1) (5).
+# In each column but the last, the mean of log(q / p) is a KL divergence, nearly 0 in the first. So
+# -ELBO is the sum of the other KLs, plus the mean of -log p(x_0 | x_1) (5).
 
-# --- Each KL is a squared error. By Bayes' rule, q(x_{t-1} | x_t, x_0) is a Gaussian (lesson 04).
-# Its variance is beta_t (1 - abar_{t-1}) / (1 - abar_t). In terms of x_t and eps (4), its mean is
-#     x_t / sqrt(alpha_t) - c_t eps,  where c_t = beta_t / sqrt(alpha_t (1 - abar_t))    (10)
-# The model uses a net's eps_hat instead, and variance beta_t (why: lesson 04). In D dimensions,
+# --- Bayes' rule: q(x_{t-1} | x_t, x_0) is q(x_t | x_{t-1}) q(x_{t-1} | x_0) up to a factor. Both
+# are Gaussians in x_{t-1}, with means x_t / sqrt(alpha_t) (2) and sqrt(abar_{t-1}) x_0 (4), and
+# variances beta_t / alpha_t and 1 - abar_{t-1}. Inverse variances add up, and weight the means:
+#     v_t = 1 / (alpha_t / beta_t + 1 / (1 - abar_{t-1})) = beta_t (1 - abar_{t-1}) / (1 - abar_t)
+#     mean = v_t (sqrt(alpha_t) x_t / beta_t + sqrt(abar_{t-1}) x_0 / (1 - abar_{t-1}))
+# Put in x_0 = (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t), from (4), and collect x_t and eps:
+#     mean = x_t / sqrt(alpha_t) - c_t eps,  where c_t = beta_t / sqrt(alpha_t (1 - abar_t))  (10)
+C = BETA / (ALPHA.sqrt() * NOISE)  # (T + 1,), 0.006 to 0.02 (C[0] is 0 / 0, but never used)
+
+# --- Each KL is a squared error. The model's step has mean (10), with a net's eps_hat. It doesn't
+# know x_0, so it is wider: its variance is beta_t, exact for data from N(0, I). In D dimensions,
 #     KL(N(m, v I) || N(m', v' I)) = |m - m'|^2 / (2 v') + D / 2 (v / v' - 1 - log(v / v'))
-# Here, |m - m'| is c_t |eps - eps_hat|. So the KL is w_t |eps - eps_hat|^2 plus a constant, where
-# w_t = c_t^2 / (2 beta_t) (12). -log p(x_0 | x_1) has the same form, as (10) equals x_0 at t = 1.
-C = BETA / (ALPHA.sqrt() * NOISE)  # (T + 1,), 0.006 to 0.02
+# As |m - m'| = c_t |eps - eps_hat|, the first term is w_t |eps - eps_hat|^2, w_t = c_t^2 / (2 v')
+# (12). At t = 1, (10) is x_0, so -log p(x_0 | x_1) has this term, too, plus D / 2 log(2 pi beta_1).
 WEIGHT = C[1:] ** 2 / (2 * BETA[1:])  # (T,), w_t for t = 1, ..., T
-RATIO = (1 - ABAR[1:-1]) / (1 - ABAR[2:])  # (T - 1,), v / v' for t = 2, ..., T
-CONSTANT = (RATIO - 1 - RATIO.log()).sum() + (2 * torch.pi * BETA[1]).log()  # for D = 2
+RATIO = (NOISE[1:-1] / NOISE[2:]) ** 2  # (T - 1,), v / v' = v_t / beta_t for t = 2, ..., T
+CONSTANT = (RATIO - 1 - RATIO.log()).sum() + (2 * torch.pi * BETA[1]).log()  # the rest, over D / 2
 
 # --- To estimate the sum of w_t times the error, draw t in proportion to w_t, and multiply the mean
-# error by the sum of w_t. L_simple (14) draws all t equally (Ho et al., table 1: better images).
-def squared_error(net, x_0, weight):
-    """Return |eps - eps_hat|^2, (B,), of net(x_t, t), for data (B, D) and t drawn by weight."""
-    t = 1 + weight.multinomial(len(x_0), True)[:, None]  # (B, 1)
+# error by the sum of w_t. L_simple (14) draws all t equally. Its ELBO is lower, but its images are
+# better (table 1). Ho et al. say why: it puts more weight on the hard, noisy t, which shape images.
+def squared_error(net, x_0, weight):  # (B,), of net(x_t, t), for data (B, D) and t drawn by weight
+    t = 1 + weight.multinomial(len(x_0), True)[:, None]  # (B, 1), drawn with replacement
     eps = torch.randn_like(x_0)
     x_t = ABAR[t].sqrt() * x_0 + NOISE[t] * eps  # (B, D)
     return (eps - net(x_t, t)).square().sum(1)
-
 @torch.no_grad()
-def elbo(net, x_0):
-    """Estimate the ELBO of any net(x_t, t) in nats, averaged over data x_0, (n, 2)."""
-    return -WEIGHT.sum() * squared_error(net, x_0, WEIGHT).mean() - CONSTANT
+def elbo(net, x_0):  # of any net(x_t, t), in nats (natural log), averaged over data x_0, (n, D)
+    return -WEIGHT.sum() * squared_error(net, x_0, WEIGHT).mean() - x_0.shape[1] / 2 * CONSTANT
 
 def train(net, weight, iters, batch_size=512, lr=0.04):
     optimizer = torch.optim.Adam(net.parameters())
@@ -85,57 +88,54 @@ def train(net, weight, iters, batch_size=512, lr=0.04):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if i % 100 == 0:
-            print(f"iteration {i} of {iters}: loss {loss:.4f}")
+    print(f"loss after {iters} iterations: {loss:.4f}")
     return net
 
 @torch.no_grad()
-def sample(net, x_t):
-    """Turn noise x_t, (B, D), into samples, step by step. Return x_T, ..., x_0 as a list."""
-    path = [x_t]
+def sample(net, x_t):  # turns noise x_T, (B, D), into samples x_0
     for t in range(T, 0, -1):
-        mean = path[-1] / ALPHA[t].sqrt() - C[t] * net(path[-1], t)
-        path.append(mean + BETA[t].sqrt() * torch.randn_like(x_t))
-    return path
+        mean = x_t / ALPHA[t].sqrt() - C[t] * net(x_t, t)
+        x_t = mean + BETA[t].sqrt() * torch.randn_like(x_t)
+    return x_t
 
-# --- Why eps? If the output is the mean (10), we divide by c_t, so errors grow 50 to 160 times.
-class EpsNet(nn.Sequential):
-    """Return eps_hat, (B, 2), for x_t, (B, 2), and t, a number or (B, 1). Its input is NOISE[t]."""
+# --- Why eps? If a net outputs the mean, its error is divided by c_t, and grows 50 to 160 times.
+class EpsNet(nn.Sequential):  # x_t, (B, 2), and t, a number or (B, 1), to eps_hat, (B, 2)
     def __init__(self, target="eps", width=64):
         super().__init__(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
                          nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2))
         self.target = target
-    def forward(self, x_t, t):
-        output = super().forward(torch.cat([x_t, NOISE[t].expand(len(x_t), 1)], 1))
+    def forward(self, x_t, t):  # it sees t as NOISE[t]
+        output = super().forward(torch.hstack([x_t, NOISE[t].expand(len(x_t), 1)]))
         return output if self.target == "eps" else (x_t / ALPHA[t].sqrt() - output) / C[t]
 
-covariance = CENTERS.T.cov(correction=0) + STD**2 * torch.eye(2)  # of p_data
-gaussian = -(2 * torch.pi * torch.e * covariance).logdet() / 2  # minus a Gaussian's entropy
-fig, ((chart, ax_1), (ax_2, ax_3)) = plt.subplots(2, 2, figsize=(12, 8))
-chart.loglog(range(1, T + 1), WEIGHT)
-chart.axhline(WEIGHT.mean(), color="black")
-chart.set(title="Small t (left) count most in the ELBO", ylabel="nats per squared error at t")
-chart.legend(["ELBO: w_t", "L_simple: equal weights"])
-setups = [(ax_1, "eps", "L_simple"), (ax_2, "eps", "ELBO"), (ax_3, "mean", "L_simple")]
-weights = {"L_simple": torch.ones(T), "ELBO": WEIGHT}
-bounds, paths, dots = [], [], []
-for ax, target, loss in setups:
+bounds, samples = [], []
+for target, weight in [("eps", torch.ones(T)), ("eps", WEIGHT), ("mean", WEIGHT)]:
     torch.manual_seed(args.seed)  # the same start and noise for every net
-    net = train(EpsNet(target), weights[loss], args.iters)
+    net = train(EpsNet(target), weight, args.iters)
     bounds.append(elbo(net, two_moons(200_000)))
-    paths.append(sample(net, torch.randn(400, 2)))
-    color = "tab:blue" if bounds[-1] > gaussian else "tab:red"
-    ax.plot(*CENTERS.T, "o", color="0.85", ms=15)
-    dots += ax.plot(*paths[-1][T].T, ".", color=color)
-    ax.set(title=f"{target}, loss {loss}: {bounds[-1]:.2f} nats", xlim=(-3, 3), ylim=(-2, 2))
-distance = torch.cdist(two_moons(200_000), CENTERS) / STD  # (n, 64), in standard deviations
-p_data = (-(distance**2) / 2).exp().mean(1) / (2 * torch.pi * STD**2)
-fig.suptitle(f"ELBO. Best possible: {p_data.log().mean():.2f}. One Gaussian: {gaussian:.2f} nats\n"
-             "Gray: data. Red: samples of a net with an ELBO below one Gaussian's")
-def draw(num_steps):
-    for line, path in zip(dots, paths):
-        line.set_data(*path[num_steps].T)
-slider = plt.Slider(plt.axes([0.3, 0.01, 0.4, 0.03]), "steps taken", 0, T, valinit=T, valstep=10)
+    samples.append(sample(net, torch.randn(400, 2)).T)
+data = two_moons(200_000)
+exponent = -(torch.cdist(data, CENTERS) / STD) ** 2 / 2  # (n, 64), of p_data's Gaussians
+best = (exponent.exp().mean(1) / (2 * torch.pi * STD**2)).log().mean()  # the maximum, as KL >= 0
+gaussian = distributions.MultivariateNormal(data.mean(0), data.T.cov()).log_prob(data).mean()
+colors = ["tab:blue" if bound > gaussian else "tab:red" for bound in bounds]
+fig, (chart, bars, cloud) = plt.subplots(1, 3, figsize=(15, 5), layout="constrained")
+chart.loglog(range(1, T + 1), WEIGHT / WEIGHT.sum())
+chart.axhline(1 / T, color="black")
+chart.set(title="Probability to draw t. Blue: ELBO\nBlack: L_simple, all equally", xlabel="t")
+names = ["1 predicts eps\nloss L_simple", "2 predicts eps\nloss ELBO", "3 predicts mean\nloss ELBO"]
+columns = bars.bar(names, [(best - bound).item() for bound in bounds], color=colors)
+bars.bar_label(columns, fmt="%.2f")
+bars.axhline(best - gaussian, color="black")
+bars.set(title=f"Loss ELBO gains {bounds[1] - bounds[0]:.2f} nats\nLine: one Gaussian. Red: worse",
+         ylabel=f"nats below the best possible ({best:.2f})")
+cloud.plot(*data[:2000].T, ".", color="0.8")
+(dots,) = cloud.plot(*samples[0], ".", color=colors[0])
+cloud.set(title="Gray: data. Dots: samples\nof the net on the slider")
+def draw(net_number):
+    i = int(net_number) - 1
+    dots.set(data=samples[i], color=colors[i])
+slider = plt.Slider(plt.axes([0.75, 0.01, 0.15, 0.03]), "net  ", 1, 3, valstep=1)
 slider.on_changed(draw)
 fig.savefig("03_elbo.png", dpi=120)
 

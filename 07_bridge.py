@@ -2,10 +2,10 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
-"""07 DDPM and flow matching are one method on two paths: DDIM, eps and v, the score.
+"""07 DDPM and flow matching are one method on two paths, with DDIM, velocity, and the score.
 
 Both mix data x and noise eps, xt = a x + s eps. DDPM's path is variance-preserving (VP), with
-a^2 + s^2 = 1. Flow matching's path is linear, with a + s = 1. One net can take noise along both.
+a^2 + s^2 = 1. Flow matching's path is linear, with a + s = 1. One net can denoise on both paths.
 
 RUN    python 07_bridge.py             (5 seconds; the slider sets the power of r)
 BREAK  python 07_bridge.py --power 0   (C1 and C2 fail, because the net has not seen such inputs)
@@ -38,14 +38,13 @@ def two_moons(n):
     return CENTERS[torch.randint(64, (n,))] + STD * torch.randn(n, 2)
 
 # --- The bridge. Divide xt by r = sqrt(a^2 + s^2). The squares of the new weights, a / r and s / r,
-# add up to 1, so xt / r is on the VP path, with the same x and eps. For example, halfway on the
-# linear path, a = s = 0.5 and r = 0.707. Divided by r, both become 0.707. So a net that predicts
-# eps on the VP path can do so on any path, if we divide its inputs by r.
+# add up to 1, so xt / r is on the VP path, with the same x and eps. For example, a = s = 0.5 on the
+# linear path becomes a = s = 0.707. So if we divide by r, one net predicts eps on every path.
 def predict(net, xt, a, s, power=1):
     """Return eps_hat, (B, D), for xt, (B, D), a and s numbers or (B, 1). power=0 leaves out r."""
     r = (a**2 + s**2) ** 0.5
-    column = torch.zeros_like(xt[:, :1])
-    return net(torch.hstack([xt, a + column, s + column]) / r**power)
+    ones = torch.ones_like(xt[:, :1])  # (B, 1)
+    return net(torch.hstack([xt, a * ones, s * ones]) / r**power)
 
 # --- DDPM's training, at random points of the VP path. The best eps_hat is the mean eps, given xt.
 def train(iters, width=64, batch_size=1024, lr=0.03):
@@ -66,29 +65,29 @@ def train(iters, width=64, batch_size=1024, lr=0.03):
             print(f"iteration {i} of {iters}: loss {loss:.4f}")
     return net
 
-# --- DDIM and DDPM. A step leads from xt = a x + s eps to a2 x + s2 eps2, where s2 / a2 is smaller.
-# DDIM keeps the noise, eps2 = eps. DDPM undoes a step of the forward chain (lesson 02). That step
-# multiplied a2 x + s2 eps2 by a / a2 and added new noise, so s eps = (a / a2) s2 eps2 + new noise.
-# So eps and eps2 have the correlation rho = (a / a2) s2 / s. Given eps, eps2 is then Gaussian with
-# mean rho eps and variance 1 - rho^2. This is lesson 04's step with the variance beta-tilde.
+# --- DDIM and DDPM. A step leads from xt = a x + s eps to xt2 = a2 x + s2 eps2, with less noise.
+# DDIM keeps the noise, eps2 = eps. DDPM undoes a step of its forward chain (lesson 02), which was
+# xt = (a / a2) xt2 + new noise. Subtract a x, divide by s, and eps = rho eps2 + new noise / s, with
+# rho as below. So rho is the correlation of eps and eps2, Gaussians of variance 1. As correlation
+# is symmetric, eps2 = rho eps + fresh noise, of variance 1 - rho^2. The step is linear in eps, so
+# eps_hat, the mean of eps, leads to the mean of xt2. The spread of eps matters in long steps only.
 @torch.no_grad()
 def sample(net, xt, levels, eta=0):
-    """Take noise xt, (B, D), through levels (a, s), (n, 2), by DDIM (eta=0) or DDPM (eta=1)."""
+    """Denoise xt, (B, D), through levels (a, s), (n, 2), by DDIM (eta=0) or DDPM (eta=1)."""
     for (a, s), (a2, s2) in zip(levels, levels[1:]):
         eps_hat = predict(net, xt, a, s)
         x_hat = (xt - s * eps_hat) / a
         rho = (a / a2) * s2 / s
-        fresh = eta * (1 - rho**2) ** 0.5  # equation 16: its sigma, divided by s2
-        kept = (1 - fresh**2) ** 0.5  # so that eps2 has variance 1
+        fresh = eta * (1 - rho**2) ** 0.5  # s2 * fresh is the paper's sigma (equation 16)
+        kept = (1 - fresh**2) ** 0.5  # so that eps2 has variance 1. With eta = 1, kept = rho
         eps2 = kept * eps_hat + fresh * torch.randn_like(xt)
         xt = a2 * x_hat + s2 * eps2  # equation 12
     return xt
 
-# --- Flow matching follows the velocity v = dxt/dt = a' x + s' eps, with a' = da/dt and s' = ds/dt.
-# Since x = (xt - s eps) / a, eps gives v. Solved for eps, eps = (a' xt - a v) / (a' s - a s'). On
-# the linear path, a = t and s = 1 - t, so v = x - eps = (xt - eps) / t. Euler's method leads to
-#     xt + h v = t x + (1 - t) eps + h (x - eps) = (t + h) x + (1 - t - h) eps
-# This is the point at t + h with the same x and eps. So it is exactly a step of DDIM.
+# --- Flow matching follows the velocity v = dxt/dt. On the linear path, xt = t x + (1 - t) eps, so
+# v = x - eps = (xt - eps) / t. A net for v has the squared error of a net for eps, times 1 / t^2.
+# This weight depends on t only, so both learn the same means. Euler's method leads to xt + h v =
+# t x + (1 - t) eps + h (x - eps) = (t + h) x + (1 - t - h) eps. Like DDIM, it keeps x and eps.
 @torch.no_grad()
 def sample_flow(net, xt, times, power=1):
     """Move noise xt, (B, D), along the linear path by Euler's method, through times, (n,)."""
@@ -98,48 +97,49 @@ def sample_flow(net, xt, times, power=1):
         xt = xt + (t2 - t) * v
     return xt
 
+# --- The score is grad log p(xt) = grad p(xt) / p(xt), where p(xt) is the integral over x of
+# p(x) N(xt; a x, s^2 I). The gradient gives N the factor -(xt - a x) / s^2 = -eps / s. By Bayes'
+# rule, p(x) N / p(xt) = p(x | xt). So the score is the mean of -eps / s, given xt: -eps_hat / s.
+def exact_score(xt, a, s):
+    """Return the score, (B, 2), at xt = a x + s eps, (B, 2), where x is from two_moons."""
+    var = (a * STD) ** 2 + s**2  # of xt, given the center of x
+    p = (-torch.cdist(xt, a * CENTERS) ** 2 / (2 * var)).softmax(1)  # (B, 64), p(center | xt)
+    return (a * p @ CENTERS - xt) / var  # as above, the mean of -(xt - a center) / var, given xt
+
 net = train(args.iters)
 noise = torch.randn(300, 2)
 t = torch.linspace(0.05, 1, 31)  # at 0, x_hat divides by a = 0; at 0.05, xt is still mostly noise
 linear = torch.stack([t, 1 - t], 1)  # (31, 2)
 r = linear.norm(dim=1, keepdim=True)  # (31, 1)
 vp = linear / r
-# Both runs meet the same x_hat and eps_hat. Their points differ by the factor r, which ends at 1.
+# If flow's xt is r times ddim's, eps_hat and x_hat agree, so the next is, too. At the end, r = 1.
 ddim = sample(net, noise, vp)
-ddpm = sample(net, noise, vp, eta=1)
 flow = sample_flow(net, r[0] * noise, t, args.power)
 gap = (ddim - flow).norm(dim=1).mean()
+halfway = 0.5 * two_moons(300) + 0.5 * noise  # (300, 2), on the linear path
+exact = exact_score(halfway, 0.5, 0.5)
+error = (predict(net, halfway, 0.5, 0.5, args.power) / 0.5 + exact).norm() / exact.norm()
 
-# --- The score is grad log p(xt). For a fixed x, xt is Gaussian with mean a x and std s, so
-# grad log p(xt | x) = -(xt - a x) / s^2 = -eps / s. By Bayes' rule, the score is the mean of this
-# over all x that fit xt, which is -eps_hat / s (Hyvarinen 2005, Vincent 2011; SDEs: 2011.13456).
-a = s = 0.5  # halfway on the linear path
-xt = (a * two_moons(300) + s * noise).requires_grad_()
-var = (a * STD) ** 2 + s**2  # of xt, given the center of x
-log_p = (-torch.cdist(xt, a * CENTERS) ** 2 / (2 * var)).logsumexp(1)  # up to a constant
-score, = torch.autograd.grad(log_p.sum(), xt)  # exact, (300, 2)
-error = (predict(net, xt, a, s, args.power) / s + score).norm() / score.norm()
-
-fig, (left, right) = plt.subplots(1, 2, figsize=(13, 6.2), subplot_kw={"aspect": 1})
+fig, ((left, right), (lower, last)) = plt.subplots(2, 2, figsize=(12, 10), layout="constrained")
 left.quiver(*linear.T, *(vp - linear).T, color="0.7", angles="xy", scale_units="xy", scale=1)
-left.plot(*vp.T, "o-", *linear.T, "o-")
-left.set(title="Division by r (arrows) takes flow matching's\npath (orange) to DDPM's path (blue)",
-         xlabel="a, from 0 (noise) to 1 (data)", ylabel="s, from 1 (noise) to 0 (data)")
+left.plot(*vp.T, "o-", *linear.T, "o-", [0, 0.5], [0, 0.5], "k.:")
+left.set(title="Division by r (dotted) takes flow matching's\npath (orange) to DDPM's path (blue)",
+         xlabel="a, from 0 (noise) to 1 (data)", ylabel="s, from 1 (noise) to 0 (data)", aspect=1)
 
-def draw(power):
-    flow = sample_flow(net, r[0] * noise, t, power)
-    right.clear()
-    right.plot(*ddpm.T, ".", color="0.7")
-    right.plot(*ddim.T, "o", mfc="none", ms=9)
-    right.plot(*flow.T, "+", ms=9)
-    right.set(xlim=(-3, 3), ylim=(-2.2, 2.2), title="From the same noise, DDIM (rings) and flow\n"
-              f"matching (crosses) end {(ddim - flow).norm(dim=1).mean():.2f} apart (gray: DDPM)")
-power = plt.Slider(plt.axes([0.65, 0.05, 0.2, 0.03]), "power of r ", 0, 1, valinit=args.power)
-power.on_changed(draw)
-draw(args.power)
-fig.savefig("07_bridge.png", dpi=120)
+def draw(ax, name, ends):
+    ax.clear()
+    ax.plot(*CENTERS.T, "o", color="0.85", ms=28)
+    ax.plot(*ddim.T, "o", *ends.T, "+", mfc="none", ms=9)
+    ax.set(xlim=(-3, 3), ylim=(-2.7, 2.3), xlabel="x1 (gray: the data)", ylabel="x2", aspect=1,
+           title=f"{name} (crosses)\nends {(ddim - ends).norm(dim=1).mean():.2f} from DDIM (rings)")
+draw(right, "From the same noise, flow matching", flow)
+draw(lower, "Without division (power 0), flow matching", sample_flow(net, r[0] * noise, t, 0))
+draw(last, "With fresh noise in every step, DDPM", sample(net, noise, vp, eta=1))
+power = plt.Slider(plt.axes([0.65, 0.6, 0.2, 0.02]), "power of r ", 0, 1, valinit=args.power)
+power.on_changed(lambda p: draw(right, "Flow matching", sample_flow(net, r[0] * noise, t, p)))
+fig.savefig("07_bridge.png")
 
-# --- Claims. C1 allows for rounding. In C2, leaving out the division by s would give 0.5.
+# --- Claims. C1 holds for any net, up to rounding. Without the division by s, C2's error is 0.5.
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")

@@ -4,12 +4,11 @@
 # ///
 """08 DiT: a transformer that generates images, trained on ten digits or on your own images.
 
-A diffusion transformer (DiT) cuts a noisy image into patches, and each patch becomes a token. It
-predicts the velocity, image minus noise, and noise that follows it becomes an image (lesson 05).
-An MLP that has one token for the whole image fails: 48 numbers can't hold the noise of 256 pixels.
+A diffusion transformer (DiT) makes each patch of a noisy image a token. Attention lets the tokens
+see each other, so that the patches fit together. It learns the velocity, image minus noise.
 
-RUN    python 08_dit.py              (11 seconds; move the slider, or try your own --data FOLDER)
-BREAK  python 08_dit.py --model MLP  (C1 fails: both rows of samples come from an MLP)
+RUN    python 08_dit.py             (12 seconds; move the slider, or try your own --data FOLDER)
+BREAK  python 08_dit.py --patch 16  (C1 and C3 fail: one token is too small for 256 pixels)
 PAPER  arXiv 2212.09748, section 3.2 (DiT); 2207.12598, equation 6 (guidance)"""
 import argparse
 import signal
@@ -22,9 +21,9 @@ from torch import nn
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--data", type=Path, help="a subfolder for each class (default: digits)")
 parser.add_argument("--size", type=int, choices=range(16, 65, 4), default=28, help="for --data")
-parser.add_argument("--model", choices=["DiT", "MLP"], default="DiT", help="(default: DiT)")
+parser.add_argument("--patch", type=int, choices=[4, 8, 16], default=4, help="for the digits")
 parser.add_argument("--w", type=float, default=2, help="guidance weight (default: %(default)s)")
-parser.add_argument("--iters", type=int, default=600, help="of training (default: %(default)s)")
+parser.add_argument("--iters", type=int, default=800, help="of training (default: %(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
 if not (0 <= args.w <= 8 and 1 <= args.iters <= 10**6 and 0 <= args.seed < 2**32):
@@ -42,12 +41,11 @@ def draw_digit(digit, font, size=16):
     canvas.draw()
     return 1 - torch.tensor(canvas.buffer_rgba().tolist())[:, :, 0] / 255  # red equals green, blue
 
-def load_image(path, size):
-    """Return the central square of a png or jpg file on white, (3, size, size), from -1 to 1."""
+def load_image(path, size):  # the central square of a png or jpg, on white, from -1 to 1
     rgba = plt.cm.ScalarMappable(cmap="gray").to_rgba(plt.imread(path, "jpg"), norm=False)
     top, left = [(length - min(rgba.shape[:2])) // 2 for length in rgba.shape[:2]]
     rgba = torch.tensor(rgba[top:len(rgba) - top, left:rgba.shape[1] - left]).movedim(2, 0).float()
-    return nn.functional.adaptive_avg_pool2d(1 - 2 * rgba[3] * (1 - rgba[:3]), size)
+    return nn.functional.adaptive_avg_pool2d(1 - 2 * rgba[3] * (1 - rgba[:3]), size)  # (3, ...)
 
 images = 1 - 2 * torch.stack([draw_digit(d, font) for font in FONTS for d in "0123456789"])[:, None]
 labels = 1 + torch.arange(40) % 10  # images: (40, 1, 16, 16), from -1 to 1. Label 0: no label
@@ -60,37 +58,46 @@ if args.data:
     folders = sorted({path.parent for path in paths})
     labels = torch.tensor([1 + folders.index(path.parent) for path in paths])
 
-# --- Model. Attention makes patches fit together: each token compares its query with the keys of
-# all tokens, and adds up the values of those that match. An MLP then works on each token alone.
+# --- Model. In attention, each token adds up the values of all tokens, weighted by how well their
+# keys match its query. adaLN: time and label scale and shift each input, and gate each output.
+class Block(nn.Module):
+    def __init__(self, dim, num_heads):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(dim, elementwise_affine=False)  # adaLN brings scale and shift
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        self.adaLN = nn.Linear(dim, 6 * dim, bias=False)
+        nn.init.zeros_(self.adaLN.weight)  # all gates are 0, so a new block is the identity
+
+    def forward(self, x, c):  # (B, N, dim), (B, dim)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN(c)[:, None].chunk(6, 2)
+        if self.num_heads:  # with 0 heads, no token sees another one
+            qkv = self.qkv(self.norm(x) * (1 + scale1) + shift1)  # (B, N, 3 dim)
+            q, k, v = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            values = (q @ k.mT / k.shape[3] ** 0.5).softmax(3) @ v  # (B, num_heads, N, width)
+            x = x + gate1 * self.out(values.transpose(1, 2).flatten(2))  # (B, N, dim)
+        return x + gate2 * self.mlp(self.norm(x) * (1 + scale2) + shift2)
+
 class DiT(nn.Module):
     def __init__(self, size, patch, channels, num_classes, dim, depth, num_heads):
         super().__init__()
         self.patchify = nn.Conv2d(channels, dim, patch, patch)  # PatchEmbed, one matrix product
         self.position = nn.Parameter(torch.randn((size // patch) ** 2, dim))  # (N, dim)
         self.time, self.label = nn.Linear(1, dim), nn.Embedding(1 + num_classes, dim)
-        self.blocks = nn.ModuleList()
-        for _ in range(depth):
-            attention = nn.MultiheadAttention(dim, num_heads, batch_first=True)
-            mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
-            adaLN = nn.Linear(dim, 6 * dim, bias=False)  # time and label to shift, scale, and gate
-            nn.init.zeros_(adaLN.weight)  # so each block starts as the identity: no warmup needed
-            self.blocks.append(nn.ModuleList([attention, mlp, adaLN]))
-        self.norm = nn.LayerNorm(dim, elementwise_affine=False)  # adaLN brings scale and shift
-        self.head = nn.Linear(dim, channels * patch**2)
+        self.blocks = nn.ModuleList([Block(dim, num_heads) for _ in range(depth)])
+        self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, channels * patch**2))
         self.unpatchify = nn.Fold(size, patch, stride=patch)  # joins the patches again
 
     def forward(self, xt, t, y):  # (B, channels, size, size), a number or B of them, (B,)
         c = nn.functional.silu(self.time(torch.as_tensor(t).view(-1, 1)) + self.label(y))
         x = self.patchify(xt).flatten(2).mT + self.position  # (B, N, dim)
-        for attention, mlp, adaLN in self.blocks:
-            shift1, scale1, gate1, shift2, scale2, gate2 = adaLN(c)[:, None].chunk(6, 2)
-            h = self.norm(x) * (1 + scale1) + shift1  # (B, N, dim), as x
-            x = x + gate1 * attention(h, h, h)[0]  # bidirectional: each token sees all others
-            x = x + gate2 * mlp(self.norm(x) * (1 + scale2) + shift2)
-        return self.unpatchify(self.head(self.norm(x)).mT)  # velocities, shaped like xt
+        for block in self.blocks:
+            x = block(x, c)
+        return self.unpatchify(self.head(x).mT)  # velocities, shaped like xt
 
 def train(net, images, labels, iters, lr, batch_size=32):
-    optimizer = torch.optim.Adam(net.parameters())
+    optimizer = torch.optim.Adam(net.parameters(), fused=True)
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = lr * (1 - i / iters)  # large steps first, then small
         row = torch.randint(len(images), [batch_size])
@@ -102,38 +109,30 @@ def train(net, images, labels, iters, lr, batch_size=32):
         optimizer.step()
         if i * 10 % iters < 10:  # ten times
             print(f"iteration {i} of {iters}: loss {loss:.4f}")
-    return net
-
-def guide(net, w):
-    """Return net(xt, t, y) with classifier-free guidance of weight w; y = 0 means no label."""
-    def guided(xt, t, y):
-        null = net(xt, t, torch.zeros_like(y))
-        return null + w * (net(xt, t, y) - null)  # w > 1 exaggerates what the label changes
-    return guided
 
 @torch.no_grad()
-def sample(net, xt, y, num_steps):  # Euler steps from noise xt to images (lesson 06)
-    for i in range(num_steps):
-        xt = xt + net(xt, i / num_steps, y) / num_steps
+def sample(net, xt, y, num_steps, w=1):  # Euler steps from noise xt to images (lesson 06)
+    for t in torch.arange(num_steps) / num_steps:
+        null, cond = net(xt, t, 0 * y), net(xt, t, y)  # guidance: without label, with label
+        xt = xt + (null + w * (cond - null)) / num_steps  # w > 1 exaggerates what it changes
     return xt
 
 size, dim, depth, lr = (args.size, 128, 4, 0.004) if args.data else (16, 48, 2, 0.015)
-config = size, 4 if args.model == "DiT" else size, images.shape[1], int(labels.max()), dim, depth, 4
-net = train(DiT(*config), images, labels, args.iters, lr)
-mlp = train(DiT(size, size, *config[2:]), images, labels, args.iters, lr)  # one patch, one token
-torch.save({"config": config, "weights": net.state_dict()}, "08_dit.pt")
-
-first = [labels.tolist().index(label) for label in labels.unique()[:10]] * 2  # examples
-y, noise = labels[first], torch.randn_like(images[first])  # two samples of each class, any w
-fig, (*axes, box) = plt.subplots(4, figsize=(14, 4), height_ratios=[9, 9, 9, 1], layout="tight")
+config = size, 4 if args.data else args.patch, images.shape[1], int(labels.max()), dim, depth
+nets = {f"DiT with {n} attention heads": DiT(*config, n) for n in ([4] if args.data else [0, 4])}
+for net in nets.values():
+    train(net, images, labels, args.iters, lr)
+torch.save({"config": (*config, 4), "weights": net.state_dict()}, "08_dit.pt")
+first = ([labels.tolist().index(label) for label in labels.unique()] * 10)[:10]
+y, noise = labels[first], torch.randn_like(images[first])  # of ten images, at first one per class
+fig, axes = plt.subplots(1 + len(nets), figsize=(9, 4.5), gridspec_kw={"left": 0.02, "right": 0.98})
 def draw(w):
-    rows = [images[first]] + [sample(guide(each, w), noise, y, 20) for each in (mlp, net)]
-    titles = "training images", "MLP: one token is too small", f"{args.model}, guidance w = {w:.3g}"
-    for ax, row, title in zip(axes, rows, titles):
+    rows = [images[first]] + [sample(net, noise, y, 20, w) for net in nets.values()]
+    for ax, row, title in zip(axes, rows, ["Training images: their patches fit together", *nets]):
         ax.imshow(torch.hstack([*row.movedim(1, 3)]).clamp(-1, 1).cpu() / 2 + 0.5, "gray")
         ax.set(title=title, xticks=[], yticks=[])
 draw(args.w)
-slider = plt.Slider(box, "w", 0, 8, valinit=args.w)
+slider = plt.Slider(plt.axes([0.3, 0.01, 0.4, 0.04]), "guidance w", 0, 8, valinit=args.w)
 slider.on_changed(draw)
 fig.savefig("08_dit.png")
 
@@ -141,10 +140,11 @@ def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
 if not args.data:
-    samples, pixels = sample(guide(net, args.w), noise, y, 20).flatten(1), images.flatten(1)
-    distance, row = torch.cdist(samples, pixels).min(1)  # C1: half the mean between two images
-    claim("C1", "Distance to nearest image", distance.mean(), "<", torch.pdist(pixels).mean() / 2)
-    claim("C2", "Share of right labels there", (labels[row] == y).float().mean(), ">", 0.9)
+    samples = torch.stack([sample(net, noise, y, 20, args.w) for net in nets.values()])
+    gap, row = torch.cdist(samples.flatten(2), images.flatten(1)).min(2)  # (2, 10), nearest image
+    claim("C1", "Gap to the data", gap[1].mean(), "<", torch.pdist(images.flatten(1)).mean() / 2)
+    claim("C2", "Share of right labels there", (labels[row[1]] == y).float().mean(), ">", 0.9)
+    claim("C3", "Gap without attention", gap[0].mean(), ">", 1.25 * gap[1].mean())
 print("figure: 08_dit.png, weights: 08_dit.pt")
 if plt.get_backend().lower() != "agg":  # there is no window to show without a display
     plt.show()

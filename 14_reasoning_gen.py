@@ -35,10 +35,10 @@ torch.set_num_threads(1)  # such small nets run fastest on a single core
 #     6 7 8    1 2 3    7 7 4    7 7 4    copy of B, but with cell 5 in black (#).
 #   token  <image>  8 ... 3  <image>  3 ...  4  <text>  4   7   2   5  <image>  3 ...  4  <end>
 #   role   0        1 ... 9  10      11 ... 19  20     21  21  21  26  27      28 ... 36
-# A token's role is its position. But in the text, it is the number of hops to the next cell.
+# A role is a position, but at start and thoughts, it is HOP + n: the next cell is n hops away.
 BLACK, IMAGE, TEXT, END, VOCAB_SIZE = range(9, 14)  # the tokens 0 to 8 are digits
-START = 21  # the start's index: A and B take 10 tokens each, with <image>, and <text> takes one
-HOP, GOAL, NUM_ROLES = 20, 26, 37  # HOP + n asks for n hops. Without thoughts, 4 5 has roles 23 26
+START = 21  # the index of the start, 4. Without thoughts, its role is HOP + 3, and 5 comes next
+HOP, GOAL, NUM_ROLES = 20, 26, 37  # so the roles, not the net, set the number of thoughts
 def make_tasks(num_tasks):  # to paths, maps A, and images B, of shape (num_tasks, 9) each
     path = torch.rand(num_tasks, 9).argsort(1)  # all cells; the last one leads back to the first
     image_a = path.scatter(1, path, path.roll(-1, 1))  # A[path[i]] = path[i + 1]
@@ -56,7 +56,7 @@ def make_sequences(path, image_a, image_b, num_hops, num_thoughts):
 
 # --- Net: like GPT, but with one layer. To hop from cell 4, token 4 sends out a query for cell 4 of
 # A, and gets its digit, 7. The next hop needs a query for cell 7, but a layer computes all queries
-# before it looks anything up. So this hop waits until 7 is an input. More training changes nothing.
+# before it looks anything up. So this hop waits until 7 is an input. Drawing takes one lookup.
 class Thinker(nn.Module):
     def __init__(self, vocab_size, num_roles, dim=64, num_heads=8):  # 4 heads need more iterations
         super().__init__()
@@ -102,7 +102,7 @@ for thoughts in range(5):
         accuracy[thoughts, hops - 1] = (written == tokens).all(1).float().mean()
         stairs.text(hops, thoughts, f"{accuracy[thoughts, hops - 1]:.2f}", ha="center")
 stairs.imshow(accuracy, "Blues", vmax=2, extent=[0.5, 5.5, 4.5, -0.5])
-stairs.set(title="Each hop but the first needs a thought\n(with fewer, it guesses: 1 in 7 right)",
+stairs.set(title="Accuracy: each hop but the first needs a thought",
            xlabel="hops from the start to the goal", ylabel="thoughts allowed")
 
 colors = plt.get_cmap("Pastel1").with_extremes(over="black")  # for 0 to 8, and over 8
@@ -120,7 +120,7 @@ def draw(num_thoughts):
     text = written[START:-11].tolist()  # then come <image>, the answer, and <end>
     draw_board(left, f"map A: start {text[0]}, thoughts {text[1:-1]}, goal {text[-1]}", image_a[0])
     draw_board(middle, "image B", image_b[0])
-    draw_board(right, f"answer (red arrows: the goal is not {path[0, 5]})", written[-10:-1])
+    draw_board(right, "answer (red arrows if the black cell is wrong)", written[-10:-1])
     color = "tab:blue" if text[-1] == path[0, 5] else "tab:red"
     arrow = {"arrowstyle": "-|>", "lw": 2, "color": color, "shrinkA": 15, "shrinkB": 15}
     for i, j in zip(text, text[1:]):

@@ -41,8 +41,8 @@ def make_captions(flags):  # (B, 3), such as 5 7 2, to words (B, 6): position, c
 
 # --- Text encoder: a language model. It predicts the next word of captions that are told twice:
 #     right green left magenta middle white | left magenta middle white right green
-# To predict the second "magenta", recall what followed the first "left". Layer 1 may copy "left"
-# to the feature of "magenta", where layer 2 finds it (an induction head). It has WHAT and WHERE.
+# To predict the second "magenta", the net must recall which color followed the first "left". So it
+# stores "left" with the first "magenta": the feature of this word holds both WHAT and WHERE.
 OPTIONS = {"dropout": 0, "batch_first": True, "norm_first": True}
 class LanguageModel(nn.Module):
     def __init__(self, vocab_size, dim=32, num_heads=4, depth=2):
@@ -52,7 +52,7 @@ class LanguageModel(nn.Module):
         self.layers = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
 
     def forward(self, words):  # (B, N) to features (B, N, dim)
-        # The mask hides later words. So the n-th word sees n words, which tells the net the order.
+        # The mask hides later words. As the n-th word sees n words, the net can tell their order.
         mask = nn.Transformer.generate_square_subsequent_mask(words.shape[1])
         return self.layers(self.embed(words), mask)
 

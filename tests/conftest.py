@@ -144,6 +144,21 @@ def lesson(tmp_path_factory):
     return run
 
 
+@pytest.fixture
+def first_loss(monkeypatch):
+    """first_loss("06_euler", "--seed", "7"): the first line with a loss, at which the lesson is stopped."""
+    def run(name, *flags):
+        def note(line):
+            if "loss" in line:
+                raise EOFError(line)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *flags])
+        with pytest.raises(EOFError) as stop:
+            runpy.run_path(str(ROOT / f"{name}.py"), {"print": note}, "__main__")
+        torch.set_default_device(None)
+        return str(stop.value)
+    return run
+
+
 @pytest.fixture(scope="session")
 def refused(tmp_path_factory):
     """refused("06_euler", "--steps", "0"): ends in argparse's one line, status 2, and writes nothing."""

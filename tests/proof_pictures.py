@@ -42,12 +42,13 @@ def draw_10():
 
 
 def draw_heart():
-    """What the code on the README's front page draws."""
+    """What the code on the README's front page draws; its samples, and data."""
     code = re.search(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)[1]
     torch.manual_seed(0)
     plt.figure(figsize=(5, 3), layout="constrained")
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, "README.md", "exec"), names := {})
     plt.savefig(GALLERY / "heart.png", dpi=120)
+    return names["x"], names["two_moons"](1000)
 
 
 def draw_handwriting(iters=4000):

@@ -1,4 +1,4 @@
-"""Lesson 08: the net, training, sampling, and images by other roads; saving; own folders; what patches, targets, and gates do."""
+"""Lesson 08: the net, training, sampling, and images by other roads; saving; own folders; what attention, patches, targets, and gates do."""
 import math
 import re
 import subprocess
@@ -18,7 +18,7 @@ ASKED = torch.arange(1, 11).repeat(4)
 
 @pytest.fixture(scope="module")
 def pieces():
-    return paste(NAME, "DiT", "train", "guide", "sample", "load_image", "draw_digit", "FONTS")
+    return paste(NAME, "Block", "DiT", "train", "sample", "load_image", "draw_digit", "FONTS")
 
 @pytest.fixture(scope="module")
 def images(pieces):  # (40, 1, 16, 16) from -1 to 1; their labels are ASKED
@@ -30,7 +30,7 @@ def run(lesson):
 
 def awake(net):  # in double precision, with random weights of adaLN
     for block in net.blocks:
-        nn.init.normal_(block[2].weight, std=0.3)
+        nn.init.normal_(block.adaLN.weight, std=0.3)
     return net.double()
 
 def by_hand(net, xt, t, y, patch, num_heads):
@@ -44,29 +44,34 @@ def by_hand(net, xt, t, y, patch, num_heads):
     x = np.stack([kernels @ xt[:, r:r + patch, k:k + patch].ravel() for r in cuts for k in cuts]) + w["patchify.bias"] + w["position"]
     for b in range(len(net.blocks)):
         p = {name.split(".", 2)[2]: value for name, value in w.items() if name.startswith(f"blocks.{b}.")}
-        shift1, scale1, gate1, shift2, scale2, gate2 = (p["2.weight"] @ c).reshape(6, dim)
-        h = norm(x) * (1 + scale1) + shift1
-        q, k, v = np.split(h @ p["0.in_proj_weight"].T + p["0.in_proj_bias"], 3, axis=1)
-        heads = []
-        for part in np.split(np.arange(dim), num_heads):
-            like = np.exp(q[:, part] @ k[:, part].T / math.sqrt(len(part)))
-            heads.append(like / like.sum(1, keepdims=True) @ v[:, part])
-        x = x + gate1 * (np.hstack(heads) @ p["0.out_proj.weight"].T + p["0.out_proj.bias"])
-        h = (norm(x) * (1 + scale2) + shift2) @ p["1.0.weight"].T + p["1.0.bias"]
-        x = x + gate2 * (h * (1 + np.vectorize(math.erf)(h / math.sqrt(2))) / 2 @ p["1.2.weight"].T + p["1.2.bias"])
-    rows, out = iter(norm(x) @ w["head.weight"].T + w["head.bias"]), np.zeros_like(xt)
+        shift1, scale1, gate1, shift2, scale2, gate2 = (p["adaLN.weight"] @ c).reshape(6, dim)
+        if num_heads:
+            h = norm(x) * (1 + scale1) + shift1
+            q, k, v = np.split(h @ p["qkv.weight"].T + p["qkv.bias"], 3, axis=1)
+            heads = []
+            for part in np.split(np.arange(dim), num_heads):
+                like = np.exp(q[:, part] @ k[:, part].T / math.sqrt(len(part)))
+                heads.append(like / like.sum(1, keepdims=True) @ v[:, part])
+            x = x + gate1 * (np.hstack(heads) @ p["out.weight"].T + p["out.bias"])
+        h = (norm(x) * (1 + scale2) + shift2) @ p["mlp.0.weight"].T + p["mlp.0.bias"]
+        x = x + gate2 * (h * (1 + np.vectorize(math.erf)(h / math.sqrt(2))) / 2 @ p["mlp.2.weight"].T + p["mlp.2.bias"])
+    x = norm(x) * w["head.0.weight"] + w["head.0.bias"]
+    rows, out = iter(x @ w["head.1.weight"].T + w["head.1.bias"]), np.zeros_like(xt)
     for r in cuts:
         for k in cuts:
             out[:, r:r + patch, k:k + patch] = next(rows).reshape(-1, patch, patch)
     return out
 
-@pytest.mark.parametrize("size, patch, channels, depth", [(16, 4, 1, 2), (28, 4, 3, 1), (16, 16, 1, 1), (12, 2, 3, 3)])
-def test_the_net_is_its_formula_token_by_token(pieces, size, patch, channels, depth):
-    net = awake(pieces.DiT(size, patch, channels, 5, 24, depth, 3))
+@pytest.mark.parametrize("size, patch, channels, depth, num_heads", [(16, 4, 1, 2, 3), (28, 4, 3, 1, 1), (16, 16, 1, 1, 3), (12, 2, 3, 3, 0)])
+def test_the_net_is_its_formula_token_by_token(pieces, size, patch, channels, depth, num_heads):
+    net = awake(pieces.DiT(size, patch, channels, 5, 24, depth, num_heads))
+    for norm in (net.head[0], net.blocks[0].norm):
+        for number in norm.parameters():
+            nn.init.normal_(number)
     xt, t, y = torch.randn(3, channels, size, size).double(), torch.rand(3).double(), torch.tensor([0, 5, 2])
     out = net(xt, t, y).detach().numpy()
     for i in range(3):
-        assert np.abs(out[i] - by_hand(net, xt[i].numpy(), t[i].item(), y[i], patch, 3)).max() < 1e-10
+        assert np.abs(out[i] - by_hand(net, xt[i].numpy(), t[i].item(), y[i], patch, num_heads)).max() < 1e-10
     assert torch.equal(net.float()(xt.float(), 0.3, y), net(xt.float(), torch.full((3, 1, 1, 1), 0.3), y))
 
 def test_new_blocks_are_the_identity_and_attention_reaches_all_pixels(pieces, run):
@@ -74,14 +79,15 @@ def test_new_blocks_are_the_identity_and_attention_reaches_all_pixels(pieces, ru
     before = net(xt, 0.5, torch.tensor([1, 2]))
     net.blocks = nn.ModuleList()
     assert torch.equal(net(xt, 0.1, torch.tensor([3, 0])), before)
-    assert all(block[2].weight.abs().mean() > 0.01 for block in run.ns.net.blocks)
+    assert all(block.adaLN.weight.abs().mean() > 0.01 for net in run.ns.nets.values() for block in net.blocks)
 
     def reach(net):
         x = torch.randn(1, 1, 16, 16).double().requires_grad_()
         net(x)[0, 0, 5, 6].backward()
         return (x.grad != 0).sum().item()
-    dit = awake(pieces.DiT(16, 4, 1, 10, 24, 1, 3))
-    assert reach(lambda x: dit(x, torch.tensor(0.5).double(), torch.tensor([1]))) == 256
+    for num_heads, pixels in (3, 256), (0, 16):
+        dit = awake(pieces.DiT(16, 4, 1, 10, 24, 2, num_heads))
+        assert reach(lambda x: dit(x, torch.tensor(0.5).double(), torch.tensor([1]))) == pixels
     assert reach(nn.Conv2d(1, 1, 3, padding=1).double()) == 9
 
 class Recorder(nn.Module):
@@ -99,7 +105,7 @@ def test_training_points_target_rate_labels_and_ten_lines(pieces, monkeypatch, c
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self))
     net, images = Recorder(), torch.linspace(-1, 1, 5)[:, None, None, None].expand(5, 3, 8, 8)
     torch.manual_seed(3)
-    assert pieces.train(net, images, torch.arange(1, 6), 250, 0.01, 64) is net
+    pieces.train(net, images, torch.arange(1, 6), 250, 0.01, 64)
     text = capsys.readouterr().out
     assert np.allclose(rates, 0.01 * (1 - np.arange(250) / 250))
     assert re.findall(r"^iteration (\d+) of 250: loss", text, re.M) == [str(i) for i in range(0, 250, 25)]
@@ -122,21 +128,21 @@ def test_the_trained_net_is_near_the_exact_mean_velocity(run, images, dropped):
         log_p[y[:, None] != ASKED] = -torch.inf
     exact = ((log_p.softmax(1) @ images.flatten(1)).view_as(xt) - xt) / (1 - t)
     with torch.no_grad():
-        assert (run.ns.net(xt, t, y * (not dropped)) - exact).square().mean() < 0.2 * exact.square().mean()
+        assert (list(run.ns.nets.values())[1](xt, t, y * (not dropped)) - exact).square().mean() < 0.2 * exact.square().mean()
 
 
 def test_guidance_is_linear_in_w_and_sampling_is_euler_and_ddim(pieces):
     for w in (0, 1, 2.5):
-        guided = pieces.guide(lambda xt, t, y: xt * t + y.view(-1, 1, 1, 1), w)(torch.ones(2, 1, 1, 1), 0.5, torch.tensor([1, 3]))
-        assert guided.flatten().tolist() == [0.5 + w, 0.5 + 3 * w]
+        guided = pieces.sample(lambda xt, t, y: xt * (t + 0.5) + y.view(-1, 1, 1, 1), torch.ones(2, 1, 1, 1), torch.tensor([1, 3]), 1, w)
+        assert guided.flatten().tolist() == [1.5 + w, 1.5 + 3 * w]
     x, noise, seen = torch.randn(1, 1, 8, 8).double(), torch.randn(5, 1, 8, 8).double(), []
     ends = pieces.sample(lambda xt, t, y: seen.append(t) or (x - xt) / (1 - t), noise, torch.zeros(5), 7)
-    assert (ends - x).abs().max() < 1e-12 and np.allclose(seen, np.arange(7) / 7)
+    assert (ends - x).abs().max() < 1e-6 and np.allclose(seen, np.arange(7).repeat(2) / 7)
     xt = noise
     for i in range(7):  # for v = xt, x_hat and eps_hat give xt at the next t
         x_hat, eps_hat = xt + (1 - i / 7) * xt, xt - i / 7 * xt
         xt = (i + 1) / 7 * x_hat + (1 - (i + 1) / 7) * eps_hat
-    assert (pieces.sample(lambda xt, t, y: xt, noise, None, 7) - xt).abs().max() < 1e-12
+    assert (pieces.sample(lambda xt, t, y: xt, noise, torch.zeros(5), 7) - xt).abs().max() < 1e-12
 
 
 def nearest(samples, images):
@@ -152,53 +158,53 @@ def guided_euler(net, xt, y, w):
 
 
 def test_claims_by_brute_force_digits_progress_and_page(run, images):
-    assert run.claims() == {"C1": True, "C2": True} and plt.imread(run.folder / f"{NAME}.png")[..., :3].std() > 0.05
-    assert re.findall(r"^iteration (\d+) of 600", run.text, re.M) == [str(i) for i in range(0, 600, 60)] * 2
+    assert run.claims() == {"C1": True, "C2": True, "C3": True} and plt.imread(run.folder / f"{NAME}.png")[..., :3].std() > 0.05
+    assert re.findall(r"^iteration (\d+) of 800", run.text, re.M) == [str(i) for i in range(0, 800, 80)] * 2
     assert torch.equal(run.ns.images.cpu(), images) and torch.equal(run.ns.labels.cpu(), ASKED) and len(images.flatten(1).unique(dim=0)) == 40
     assert images[:, 0, 0, 0].min() == 1 and images.flatten(1).amin(1).max() < 0  # paper is 1, ink is black
     page_agrees(NAME, run)
-    asked = ASKED[:20]
-    assert torch.equal(run.ns.y, asked) and run.ns.noise.shape == (20, 1, 16, 16) and abs(run.ns.noise.std() - 1) < 0.05
-    distance, label = nearest(guided_euler(run.ns.net, run.ns.noise, asked, 2), images)
+    asked = torch.arange(1, 11)
+    assert torch.equal(run.ns.y, asked) and run.ns.noise.shape == (10, 1, 16, 16) and abs(run.ns.noise.std() - 1) < 0.1
+    alone, dit = run.ns.nets.values()
+    distance, label = nearest(guided_euler(dit, run.ns.noise, asked, 2), images)
     pairs = [np.linalg.norm((images[i] - images[j]).numpy()) for i in range(40) for j in range(i)]
-    (value, bound), (share, _) = run.numbers().values()
+    (value, bound), (share, _), (without, larger) = run.numbers().values()
     assert abs(distance.mean() / value - 1) < 2e-3 and abs(np.mean(pairs) / 2 / bound - 1) < 2e-3
-    assert abs(share - (label == asked).float().mean()) < 1e-3
+    assert abs(share - (label == asked).float().mean()) < 1e-3 and abs(larger / value - 1.25) < 2e-3
+    assert abs(nearest(guided_euler(alone, run.ns.noise, asked, 2), images)[0].mean() / without - 1) < 2e-3
 
 
-def test_rows_show_examples_an_mlp_and_the_dit_at_any_guidance(run, images):
+def test_rows_show_examples_and_nets_without_and_with_attention(run, images):
     def tiles(ax):
         row = torch.tensor(np.asarray(ax.get_images()[-1].get_array()))
-        return torch.stack([row[:, k:k + 16].reshape(1, 16, 16) for k in range(0, 320, 16)]) * 2 - 1
-    top, failed, guided = run.ns.axes
-    assert run.ns.mlp.position.shape == (1, 48) and sum(p.numel() for p in run.ns.mlp.parameters()) > sum(p.numel() for p in run.ns.net.parameters())
-    assert (tiles(top) - images[:10].repeat(2, 1, 1, 1)).abs().max() < 1e-6
+        return torch.stack([row[:, k:k + 16].reshape(1, 16, 16) for k in range(0, 160, 16)]) * 2 - 1
+    assert [net.blocks[0].num_heads for net in run.ns.nets.values()] == [0, 4]
+    assert (tiles(run.ns.axes[0]) - images[:10]).abs().max() < 1e-6
     for w in (1, 0, 2):
         run.ns.slider.set_val(w)
-        for ax, net in (failed, run.ns.mlp), (guided, run.ns.net):
-            expected = guided_euler(net, run.ns.noise, ASKED[:20], w).clamp(-1, 1)
-            assert (tiles(ax) - expected).abs().max() < 2e-3
-        right = (nearest(tiles(guided), images)[1] == ASKED[:20]).float().mean()
-        assert f"w = {w}" in guided.get_title() and (right > 0.9 if w else right < 0.5)
-    assert nearest(tiles(failed), images)[0].mean() > 2 * nearest(tiles(guided), images)[0].mean()
+        for ax, net in zip(run.ns.axes[1:], run.ns.nets.values()):
+            expected = guided_euler(net, run.ns.noise, ASKED[:10], w).clamp(-1, 1)
+            assert (tiles(ax) - expected).abs().max() < 2e-3 and f"{net.blocks[0].num_heads} attention" in ax.get_title()
+        right = (nearest(tiles(ax), images)[1] == ASKED[:10]).float().mean()
+        assert right > 0.8 if w else right < 0.5
 
 
-def test_breaks_and_same_seed_same_numbers(lesson):
-    assert lesson(NAME, "--model", "MLP", "--iters", "200").claims()["C1"] is False
+def test_breaks_and_same_seed_same_numbers(lesson, first_loss):
+    assert lesson(NAME, "--patch", "16", "--iters", "200").claims() == {"C1": False, "C2": True, "C3": False}
     assert lesson(NAME, "--w", "0", "--iters", "200").claims()["C2"] is False
-    a, b, c = lesson(NAME, "--iters", "12"), lesson(NAME, "--iters", "12", "--seed", "0"), lesson(NAME, "--iters", "12", "--seed", "4294967295")
-    assert a.text == b.text != c.text
+    a, b = lesson(NAME, "--iters", "12"), lesson(NAME, "--iters", "12", "--seed", "0")
+    assert a.text == b.text and first_loss(NAME, "--iters", "12", "--seed", "4294967295") not in a.text
 
 
 def test_weights_load_in_a_new_process_by_the_line_of_the_page(run, tmp_path):
     page = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## 08 ")[2]
     torch.save((run.ns.noise, run.ns.y), tmp_path / "given.pt")
     code = f"""import sys, torch; sys.path.insert(0, {str(ROOT / "tests")!r}); from conftest import paste
-globals().update(vars(paste("{NAME}", "DiT", "guide", "sample")))
+globals().update(vars(paste("{NAME}", "DiT", "sample")))
 {re.search(r"`(saved = torch.load[^`]+)`", page)[1]}
-torch.save(sample(guide(net, 2), *torch.load(sys.argv[1] + "/given.pt"), 20), sys.argv[1] + "/samples.pt")"""
+torch.save(sample(net, *torch.load(sys.argv[1] + "/given.pt"), 20, 2), sys.argv[1] + "/samples.pt")"""
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=run.folder, check=True)
-    assert (torch.load(tmp_path / "samples.pt") - guided_euler(run.ns.net, run.ns.noise, run.ns.y, 2)).abs().max() < 1e-3
+    assert (torch.load(tmp_path / "samples.pt") - guided_euler(list(run.ns.nets.values())[1], run.ns.noise, run.ns.y, 2)).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("mode, name", [("RGB", "a.png"), ("RGBA", "a.PNG"), ("L", "a.png"), ("LA", "a.png"), ("P", "a.png"), ("L", "a.JPEG"), ("RGB", "a.jpg")])
@@ -219,10 +225,10 @@ def test_own_folder_has_a_class_for_each_subfolder_or_one(lesson, tmp_path):
         Image.new("RGB", (20 + 9 * k, 31), ["red", "blue"][k // 5]).save(tmp_path / "ab"[k // 5] / f"{k}.PNG")
     run = lesson(NAME, "--data", str(tmp_path), "--size", "16", "--iters", "20")
     assert run.claims() == {} and run.ns.labels.tolist() == [1] * 5 + [2] * 5 and run.ns.images.shape == (10, 3, 16, 16)
-    assert torch.equal(run.ns.images[9].cpu().mean((1, 2)), torch.tensor([-1.0, -1, 1])) and run.ns.config[:4] == (16, 4, 3, 2)
-    assert [np.asarray(ax.get_images()[-1].get_array()).shape for ax in run.ns.axes] == [(16, 64, 3)] * 3
-    one = lesson(NAME, "--data", str(tmp_path / "a"), "--iters", "4", "--model", "MLP")
-    assert one.ns.config[:4] == (28, 28, 3, 1) and one.ns.labels.tolist() == [1] * 5
+    assert torch.equal(run.ns.images[9].cpu().mean((1, 2)), torch.tensor([-1.0, -1, 1])) and run.ns.config == (16, 4, 3, 2, 128, 4) and len(run.ns.nets) == 1
+    assert [np.asarray(ax.get_images()[-1].get_array()).shape for ax in run.ns.axes] == [(16, 160, 3)] * 2
+    one = lesson(NAME, "--data", str(tmp_path / "a"), "--iters", "4", "--patch", "16")
+    assert one.ns.config[:4] == (28, 4, 3, 1) and one.ns.labels.tolist() == [1] * 5
 
 
 def test_each_bad_folder_and_flag_gets_one_line_that_names_it(refused, tmp_path):
@@ -236,14 +242,14 @@ def test_each_bad_folder_and_flag_gets_one_line_that_names_it(refused, tmp_path)
     for folder, named in {"none": "none", "bare": "bare", "text": "notes.txt", "torn": "1.png", "sub": "vacant"}.items():
         said = refused(NAME, "--data", str(tmp_path / folder))
         assert named in said and "png or jpg" in said, said
-    for flags in (("--w", "-1"), ("--w", "9"), ("--iters", "0"), ("--seed", "-1"), ("--size", "30"), ("--model", "UNet")):
+    for flags in (("--w", "-1"), ("--w", "9"), ("--iters", "0"), ("--seed", "-1"), ("--size", "30"), ("--patch", "5")):
         assert flags[0] in refused(NAME, *flags)
 
 
-OLD = ("net(t * x + (1 - t) * eps, t, y), x - eps)", "xt = xt + net(xt, i / num_steps, y) / num_steps")
-NEW = {"flow": OLD, "x": (OLD[0].replace("x - eps)", "x)"), "xt = xt + (net(xt, i / num_steps, y) - xt) / (num_steps - i)"),
+OLD = ("net(t * x + (1 - t) * eps, t, y), x - eps)", "xt = xt + (null + w * (cond - null)) / num_steps")
+NEW = {"flow": OLD, "x": (OLD[0].replace("x - eps)", "x)"), "xt = xt + (cond - xt) / (1 - t) / num_steps"),
        "ddpm": ("net((t * torch.pi / 2).sin() * x + (t * torch.pi / 2).cos() * eps, t, y), eps)",
-                """t, t2 = torch.tensor([i + 0.5, min(num_steps, i + 1.5)]) / num_steps
+                """t, t2 = t + 0.5 / num_steps, (t + 1.5 / num_steps).clamp(max=1)
         a, s, a2, s2, eps_hat = *[f(u * torch.pi / 2) for u in (t, t2) for f in (torch.sin, torch.cos)], net(xt, t, y)
         xt = a2 * ((xt - s * eps_hat) / a).clamp(-1, 1) + s2 * eps_hat""")}
 
@@ -257,14 +263,15 @@ def distance(images, tmp_path, monkeypatch):
             text = text.replace(old, new)
         (tmp_path / f"{NAME}.py").write_text(text, encoding="utf-8")
         monkeypatch.setattr(conftest, "ROOT", tmp_path)
-        changed = paste(NAME, "DiT", "train", "sample")
+        changed = paste(NAME, "Block", "DiT", "train", "sample")
         torch.manual_seed(0)
         net = changed.DiT(16, patch, 1, 10, 48, depth, 4)
         for block in net.blocks if gate else ():
-            block[2] = nn.Linear(48, 6 * 48)
-            nn.init.zeros_(block[2].weight)
-            block[2].bias.data = torch.tensor([0.0, 0, gate]).repeat_interleave(48).repeat(2)
-        samples = changed.sample(changed.train(net, images, ASKED, iters, lr), torch.randn(40, 1, 16, 16), ASKED, 20)
+            block.adaLN = nn.Linear(48, 6 * 48)
+            nn.init.zeros_(block.adaLN.weight)
+            block.adaLN.bias.data = torch.tensor([0.0, 0, gate]).repeat_interleave(48).repeat(2)
+        changed.train(net, images, ASKED, iters, lr)
+        samples = changed.sample(net, torch.randn(40, 1, 16, 16), ASKED, 20)
         apart = (samples - images.view(4, 10, 1, 16, 16)[:, ASKED - 1]).square().mean((2, 3, 4)).sqrt()  # (4, 40)
         return apart.amin(0).mean().item()
     return measure
@@ -274,5 +281,5 @@ def test_objectives_nets_an_mlp_that_predicts_the_image_and_gates(distance):
     table = {(target, patch): distance(target, patch) for target, patch in [("ddpm", 4), ("flow", 4), ("ddpm", 16), ("flow", 16), ("x", 16)]}
     assert max(table["ddpm", 4], table["flow", 4]) < 0.5 and min(table["ddpm", 16], table["flow", 16]) > 0.75
     assert table["x", 16] < table["flow", 4]
-    zero, one = (distance(depth=4, iters=150, gate=gate, lr=0.025) for gate in (0, 1))
+    zero, one = (distance(depth=6, iters=150, gate=gate, lr=0.025) for gate in (0, 1))
     assert zero < 0.6 and one > 0.8

@@ -153,9 +153,9 @@ def test_slider_breaks_all_but_autoregressive(ns):
 def test_break(lesson):
     assert lesson(NAME, "--passes", "1", "--iters", "800").claims() == {"C1": False, "C2": False}
 
-def test_same_seed_same_numbers(lesson):
-    a, b, c = (lesson(NAME, "--iters", "5", *flags) for flags in ((), ("--seed", "0"), ("--seed", "4294967295")))
-    assert a.text == b.text != c.text
+def test_same_seed_same_numbers(lesson, first_loss):
+    a, b = lesson(NAME, "--iters", "5"), lesson(NAME, "--iters", "5", "--seed", "0")
+    assert a.text == b.text and first_loss(NAME, "--iters", "5", "--seed", "4294967295") not in a.text
 
 @pytest.mark.parametrize("flags", [("--passes", "0"), ("--passes", "17"), ("--passes", "2.5"), ("--iters", "0"), ("--iters", "1000001"), ("--seed", "-1")])
 def test_bad_flags(refused, flags):

@@ -201,9 +201,9 @@ def test_break(lesson):
     assert lesson(NAME, "--rounds", "1", "--iters", "300").claims() == {"C1": False, "C2": False}
 
 
-def test_same_seed_same_numbers(lesson):
-    a, b, c = (lesson(NAME, "--iters", "5", "--rounds", "2", *seed) for seed in ([], ["--seed", "0"], ["--seed", "4294967295"]))
-    assert a.text == b.text != c.text
+def test_same_seed_same_numbers(lesson, first_loss):
+    a, b = lesson(NAME, "--iters", "5", "--rounds", "2"), lesson(NAME, "--iters", "5", "--rounds", "2", "--seed", "0")
+    assert a.text == b.text and first_loss(NAME, "--iters", "5", "--rounds", "2", "--seed", "4294967295") not in a.text
 
 
 @pytest.mark.parametrize("flags", [("--rounds", "0"), ("--rounds", "65"), ("--iters", "0"), ("--iters", "9" * 21), ("--seed", "-1"), ("--seed", "9" * 21), ("--rounds", "2.5")])

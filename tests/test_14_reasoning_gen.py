@@ -188,16 +188,16 @@ def test_boards_show_what_is_written_for_each_number_of_thoughts(ns):
             assert len(set(colors)) == 10 and colors[9] == "#000000"
         arrows = [(*(3 * y + x for x, y in (t.xyann, t.xy)), to_hex(t.arrow_patch.get_edgecolor())) for t in ns.left.texts if not t.get_text()]
         assert arrows == [(*hop, to_hex("tab:blue" if n == 4 else "tab:red")) for hop in zip(text, text[1:])]
-        assert [[*map(int, re.findall(r"\d+", ax.get_title()))] for ax in (ns.left, ns.right)] == [text, [path[5]]]
+        assert [[*map(int, re.findall(r"\d+", ax.get_title()))] for ax in (ns.left, ns.right)] == [text, []]
 
 def test_break_only_takes_the_thoughts_away(lesson):
     run = lesson(NAME, "--thoughts", "0", "--iters", "700")
     assert run.claims()["C1"] is False and run.claims()["C2"] and run.ns.slider.val == 0
     assert run.numbers()["C1"][0] == pytest.approx(run.ns.accuracy[0].min().item(), abs=1e-3) and run.ns.accuracy[4].min() > 0.5
 
-def test_same_seed_same_numbers(lesson):
-    a, b, c = (lesson(NAME, "--iters", "5", *seed) for seed in ((), ("--seed", "0"), ("--seed", "4294967295")))
-    assert a.text == b.text != c.text and a.claims()["C1"] is False
+def test_same_seed_same_numbers(lesson, first_loss):
+    a, b = lesson(NAME, "--iters", "5"), lesson(NAME, "--iters", "5", "--seed", "0")
+    assert a.text == b.text and first_loss(NAME, "--iters", "5", "--seed", "4294967295") not in a.text and a.claims()["C1"] is False
 
 @pytest.mark.parametrize("flags", [("--thoughts", "5"), ("--thoughts", "-1"), ("--thoughts", "1.5"), ("--iters", "0"),
                                    ("--iters", "1000001"), ("--seed", "-1"), ("--seed", "4294967296"), ("--hops", "2")])

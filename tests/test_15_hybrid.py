@@ -178,9 +178,9 @@ def test_break(lesson):
     assert abs(run.numbers()["C2"][0] - check_figure(run.ns, "bag of words")[1:, 0].min()) < 1e-3
 
 
-def test_same_seed_same_numbers(lesson):
-    a, b, c = (lesson(NAME, "--iters", "3", *seed).text for seed in ((), ("--seed", "0"), ("--seed", "4294967295")))
-    assert a == b != c
+def test_same_seed_same_numbers(lesson, first_loss):
+    a, b = lesson(NAME, "--iters", "3"), lesson(NAME, "--iters", "3", "--seed", "0")
+    assert a.text == b.text and first_loss(NAME, "--iters", "3", "--seed", "4294967295") not in a.text
 
 
 @pytest.mark.parametrize("flags", [("--iters", "0"), ("--iters", "9" * 21), ("--seed", "-1"), ("--seed", "9" * 21), ("--bag=2",)])

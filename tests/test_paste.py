@@ -38,12 +38,14 @@ def test_the_table_names_every_lesson_that_can_be_pasted_from():
 
 
 def test_images_pass_through_the_net_guidance_and_solvers_of_other_lessons():
-    dit, knobs, euler, hybrid = (paste("08_dit", "DiT", "train", "guide", "sample"), paste("09_knobs", "guide", "sample"),
+    dit, knobs, euler, hybrid = (paste("08_dit", "Block", "DiT", "train", "sample"), paste("09_knobs", "guide", "sample"),
                                  paste("06_euler", "solve", "euler", "rk4"), paste("15_hybrid", "sample", "Generator", "joint"))
     images, y = torch.rand(9, 2, 8, 8), 1 + torch.arange(9) % 3
-    net = dit.train(dit.DiT(8, 4, 2, 3, 16, 1, 2), images, y, 3, 0.01).requires_grad_(False)
-    noise, guided = torch.randn(9, 2, 8, 8), knobs.guide(net, 2)
+    net = dit.DiT(8, 4, 2, 3, 16, 1, 2)
+    dit.train(net, images, y, 3, 0.01)
+    noise, guided = torch.randn(9, 2, 8, 8), knobs.guide(net.requires_grad_(False), 2)
     ends = dit.sample(guided, noise, y, 4)
+    assert (dit.sample(net, noise, y, 4, w=2) - ends).abs().max() < 1e-5
     v = lambda xt, t: guided(xt, t, y)
     for same in (hybrid.sample(guided, noise, y, 4), euler.solve(v, noise, 4, euler.euler)[-1], knobs.sample(guided, noise, y, torch.linspace(0, 1, 5), 1)):
         assert (same - ends).abs().max() < 1e-5
