@@ -80,7 +80,7 @@ net = train(tokens, len(codebook), args.iters)
 # keep only one guess, the next pass sees it and copies it. The methods keep different guesses:
 # - "autoregressive" keeps the topmost guess, as a language model does: one pass for each token.
 # - "hybrid" starts like this, but keeps all the rest in its last pass, when it is nearly certain.
-# - "MaskGIT" keeps the most probable guesses. They seldom clash, but rare images hardly ever come.
+# - "MaskGIT" keeps the most probable guesses. They seldom clash, but few different images come up.
 # - "diffusion" keeps random ones. Its forward process hides tokens in random order, too.
 METHODS = ["autoregressive", "hybrid", "MaskGIT", "diffusion"]
 
@@ -141,8 +141,8 @@ def claim(name, sentence, value, sign, bound):
 torch.manual_seed(args.seed)  # so these are the samples of the figure
 samples = [sample(net, method, 100, 16, len(codebook), args.passes) for method in METHODS]
 _, hybrid, maskgit, diffusion = [measure(x, tokens) for x in samples]
-# Both bounds are two std of a difference. A count out of 100 has a std of at most 5, so two differ
-# by at most 7. The number of distinct images in 100 fair draws has a std of 1.5: two differ by 2.
+# Both bounds are two std of a difference. A count out of 100 has a std of up to 5, so a difference
+# has at most 7. The number of distinct images in 100 fair draws has 1.5, so a difference has 2.
 claim("C1", "correct, hybrid - diffusion", hybrid["correct"] - diffusion["correct"], ">", 2 * 7)
 claim("C2", "distinct, hybrid - MaskGIT", hybrid["distinct"] - maskgit["distinct"], ">", 2 * 2)
 print("figure: 10_discrete.png")

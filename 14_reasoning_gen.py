@@ -35,7 +35,7 @@ torch.set_num_threads(1)  # such small nets run fastest on a single core
 #     6 7 8    1 2 3    7 7 4    7 7 4    copy of B, but with cell 5 in black (#).
 #   token  <image>  8 ... 3  <image>  3 ...  4  <text>  4   7   2   5  <image>  3 ...  4  <end>
 #   role   0        1 ... 9  10      11 ... 19  20     21  21  21  26  27      28 ... 36
-# A role is a position, but at start and thoughts, it is HOP + n: the next cell is n hops away.
+# A role is a position. But start and thoughts have the role HOP + n: the next cell is n hops away.
 BLACK, IMAGE, TEXT, END, VOCAB_SIZE = range(9, 14)  # the tokens 0 to 8 are digits
 START = 21  # the index of the start, 4. Without thoughts, its role is HOP + 3, and 5 comes next
 HOP, GOAL, NUM_ROLES = 20, 26, 37  # so the roles, not the net, set the number of thoughts
@@ -102,7 +102,7 @@ for thoughts in range(5):
         accuracy[thoughts, hops - 1] = (written == tokens).all(1).float().mean()
         stairs.text(hops, thoughts, f"{accuracy[thoughts, hops - 1]:.2f}", ha="center")
 stairs.imshow(accuracy, "Blues", vmax=2, extent=[0.5, 5.5, 4.5, -0.5])
-stairs.set(title="Accuracy: each hop but the first needs a thought",
+stairs.set(title="Accuracy: each hop but the first\nneeds a thought (chance: 1/7)",
            xlabel="hops from the start to the goal", ylabel="thoughts allowed")
 
 colors = plt.get_cmap("Pastel1").with_extremes(over="black")  # for 0 to 8, and over 8
@@ -117,11 +117,11 @@ def draw_board(ax, title, board):
 def draw(num_thoughts):
     tokens, roles = make_sequences(path, image_a, image_b, 5, int(num_thoughts))
     written = generate(net, tokens[:1, :START + 1], roles)[0]
-    text = written[START:-11].tolist()  # then come <image>, the answer, and <end>
+    text, answer = written[START:-11].tolist(), written[-10:-1]  # <image> and <end> are left out
     draw_board(left, f"map A: start {text[0]}, thoughts {text[1:-1]}, goal {text[-1]}", image_a[0])
     draw_board(middle, "image B", image_b[0])
-    draw_board(right, "answer (red arrows if the black cell is wrong)", written[-10:-1])
-    color = "tab:blue" if text[-1] == path[0, 5] else "tab:red"
+    draw_board(right, "answer (red arrows if the black cell is wrong)", answer)
+    color = "tab:blue" if answer[path[0, 5]] == BLACK else "tab:red"
     arrow = {"arrowstyle": "-|>", "lw": 2, "color": color, "shrinkA": 15, "shrinkB": 15}
     for i, j in zip(text, text[1:]):
         left.annotate("", (j % 3, j // 3), (i % 3, i // 3), size=20, arrowprops=arrow)
