@@ -66,11 +66,11 @@ def train(iters, width=64, batch_size=1024, lr=0.03):
     return net
 
 # --- DDIM and DDPM. A step leads from xt = a x + s eps to xt2 = a2 x + s2 eps2, with less noise.
-# DDIM keeps the noise, eps2 = eps. DDPM undoes a step of its forward chain (lesson 02), which was
-# xt = (a / a2) xt2 + new noise. Subtract a x, divide by s, and eps = rho eps2 + new noise / s, with
-# rho as below. So rho is the correlation of eps and eps2, Gaussians of variance 1. As correlation
-# is symmetric, eps2 = rho eps + fresh noise, of variance 1 - rho^2. The step is linear in eps, so
-# eps_hat, the mean of eps, leads to the mean of xt2. The spread of eps matters in long steps only.
+# DDIM keeps the noise, eps2 = eps. DDPM undoes a step of its forward chain (lesson 02):
+#     xt = (a / a2) xt2 + new noise,  so  eps = rho eps2 + new noise / s  with rho = a s2 / (a2 s)
+# Both eps have variance 1, so rho is their correlation. It is symmetric: given eps, eps2 is rho eps
+# plus fresh noise of variance 1 - rho^2. The net gives only eps_hat, the mean of eps. As the step
+# is linear in eps, it leads to the mean of xt2. In short steps, this loses little variance.
 @torch.no_grad()
 def sample(net, xt, levels, eta=0):
     """Denoise xt, (B, D), through levels (a, s), (n, 2), by DDIM (eta=0) or DDPM (eta=1)."""
@@ -85,7 +85,7 @@ def sample(net, xt, levels, eta=0):
     return xt
 
 # --- Flow matching follows the velocity v = dxt/dt. On the linear path, xt = t x + (1 - t) eps, so
-# v = x - eps = (xt - eps) / t. A net for v has the squared error of a net for eps, times 1 / t^2.
+# v = x - eps = (xt - eps) / t. Predicting v only scales the squared error of eps by 1 / t^2.
 # This weight depends on t only, so both learn the same means. Euler's method leads to xt + h v =
 # t x + (1 - t) eps + h (x - eps) = (t + h) x + (1 - t - h) eps. Like DDIM, it keeps x and eps.
 @torch.no_grad()
@@ -112,7 +112,7 @@ t = torch.linspace(0.05, 1, 31)  # at 0, x_hat divides by a = 0; at 0.05, xt is 
 linear = torch.stack([t, 1 - t], 1)  # (31, 2)
 r = linear.norm(dim=1, keepdim=True)  # (31, 1)
 vp = linear / r
-# If flow's xt is r times ddim's, eps_hat and x_hat agree, so the next is, too. At the end, r = 1.
+# If flow's xt is r times ddim's, eps_hat is the same, so it still is a step later. At last, r = 1.
 ddim = sample(net, noise, vp)
 flow = sample_flow(net, r[0] * noise, t, args.power)
 gap = (ddim - flow).norm(dim=1).mean()

@@ -5,7 +5,7 @@
 """09 Practical knobs: prediction target, t_scale, noise schedule, solver order, and guidance.
 
 RUN    python 09_knobs.py         (5 seconds; slide w. Other flags set the first two knobs)
-BREAK  python 09_knobs.py --w 8   (C3 fails: the samples crowd at the upper left. Knob 5 says why)
+BREAK  python 09_knobs.py --w 8   (C3 fails: samples end off the moon, at the left. Knob 5 says why)
 PAPER  arXiv 2102.09672, equation 17 (schedule); 2202.00512 (targets); 2207.12598 (guidance)"""
 import argparse
 import signal

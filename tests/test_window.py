@@ -83,12 +83,12 @@ def drive(canvas, widgets):
         good = goal(state()) and bool(changed) == (state() != old)
         print(f"mouse|{name}|{what}|{seconds:.2f}|{'as it should' if good else (old, state(), changed)}")
     tk.update()  # the first picture, in the window's own resolution
-    for _ in range(8):  # the layout comes to rest: what is left of a move shrinks to a quarter with each drawing
+    for _ in range(4):  # the layout comes to rest: what is left of a move shrinks to a quarter with each drawing
         canvas.draw()
     for name, w in widgets.items():
         box, slider = w.ax.bbox, hasattr(w, "valmin")  # the box moves with the layout
         mouse(name, "beside", lambda: w.val if slider else 0, lambda new: True, (box.x0 + 9, box.y1 + 5))
-        for path in ([0.8], [0.25], [0.25, 0.9, 9], [0.9, 0.1, -9]) if slider else ():  # clicks; beyond the ends
+        for path in ([0.25], [0.25, 0.9, 9], [0.9, 0.1, -9]) if slider else ():  # clicks; beyond the ends
             goal = w.valmin + min(max(path[-1], 0), 1) * (w.valmax - w.valmin)
             error = (w.valstep or 0) / 2 + (w.valmax - w.valmin) / 40  # half a step and a pixel
             mouse(name, path, lambda: w.val, lambda new: abs(new - goal) <= error,
