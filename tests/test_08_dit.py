@@ -65,9 +65,8 @@ def by_hand(net, xt, t, y, patch, num_heads):
 @pytest.mark.parametrize("size, patch, channels, depth, num_heads", [(16, 4, 1, 2, 3), (28, 4, 3, 1, 1), (16, 16, 1, 1, 3), (12, 2, 3, 3, 0)])
 def test_the_net_is_its_formula_token_by_token(pieces, size, patch, channels, depth, num_heads):
     net = awake(pieces.DiT(size, patch, channels, 5, 24, depth, num_heads))
-    for norm in (net.head[0], net.blocks[0].norm):
-        for number in norm.parameters():
-            nn.init.normal_(number)
+    for number in net.head[0].parameters():
+        nn.init.normal_(number)
     xt, t, y = torch.randn(3, channels, size, size).double(), torch.rand(3).double(), torch.tensor([0, 5, 2])
     out = net(xt, t, y).detach().numpy()
     for i in range(3):
@@ -94,11 +93,9 @@ class Recorder(nn.Module):
     def __init__(self):
         super().__init__()
         self.value, self.given = nn.Parameter(torch.zeros(())), []
-
     def forward(self, xt, t, y):
         self.given.append((xt, t, y))
         return self.value.expand(xt.shape)
-
 
 def test_training_points_target_rate_labels_and_ten_lines(pieces, monkeypatch, capsys):
     rates, step = [], torch.optim.Adam.step
@@ -253,7 +250,6 @@ NEW = {"flow": OLD, "x": (OLD[0].replace("x - eps)", "x)"), "xt = xt + (cond - x
         a, s, a2, s2, eps_hat = *[f(u * torch.pi / 2) for u in (t, t2) for f in (torch.sin, torch.cos)], net(xt, t, y)
         xt = a2 * ((xt - s * eps_hat) / a).clamp(-1, 1) + s2 * eps_hat""")}
 
-
 @pytest.fixture  # of 40 samples from the nearest image of their digit, root mean square; two lines of the lesson are replaced
 def distance(images, tmp_path, monkeypatch):
     def measure(target="flow", patch=4, depth=2, lr=0.015, iters=300, gate=0):
@@ -275,7 +271,6 @@ def distance(images, tmp_path, monkeypatch):
         apart = (samples - images.view(4, 10, 1, 16, 16)[:, ASKED - 1]).square().mean((2, 3, 4)).sqrt()  # (4, 40)
         return apart.amin(0).mean().item()
     return measure
-
 
 def test_objectives_nets_an_mlp_that_predicts_the_image_and_gates(distance):
     table = {(target, patch): distance(target, patch) for target, patch in [("ddpm", 4), ("flow", 4), ("ddpm", 16), ("flow", 16), ("x", 16)]}

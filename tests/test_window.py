@@ -1,6 +1,7 @@
-"""Lessons in a real window: mouse on every slider and label, then close. The lesson runs in `test_window.py LESSON`."""
+"""Lessons in a real window: mouse on every slider and label, then close. They run in `test_window.py LESSON...`, one after another."""
 import os
 import pathlib
+import re
 import runpy
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -43,22 +45,22 @@ WIDGETS = {"01_problem": 1, "02_ddpm_forward": 1, "03_elbo": 1, "04_ancestral": 
 
 @pytest.fixture(scope="module")
 def driven(screen, tmp_path_factory):
-    """{lesson: its finished process}, two at a time."""
-    folders = {name: tmp_path_factory.mktemp(name) for name in WIDGETS}  # before the threads, which would race for the first
+    """{lesson: what its window said}, by two processes."""
+    folders = [tmp_path_factory.mktemp("windows") for _ in range(2)]  # before the threads, which would race for the first
 
-    def drive_one(name):
-        command = [sys.executable, __file__, str(ROOT / f"{name}.py"), "--iters", "20"]
-        return name, subprocess.run(command, cwd=folders[name], env=screen, capture_output=True, text=True, timeout=240)
+    def drive_half(i):
+        command = [sys.executable, __file__, *(str(ROOT / f"{name}.py") for name in list(WIDGETS)[i::2])]
+        done = subprocess.run(command, cwd=folders[i], env=screen, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        return re.findall(r"^mouse\|(\d\d_\w+)\n(.*?^mouse\|closed)$", done.stdout, re.M | re.S)
     with ThreadPoolExecutor(2) as pool:
-        return dict(pool.map(drive_one, WIDGETS))
+        return dict(sum(pool.map(drive_half, range(2)), []))
 
 
 @pytest.mark.parametrize("name", WIDGETS)
 def test_mouse_and_close(driven, name):
-    done = driven[name]
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    *events, end = [line.split("|")[1:] for line in done.stdout.splitlines() if line.startswith("mouse|")]
-    assert end == ["closed"] and len({event[0] for event in events}) == WIDGETS[name], done.stdout
+    *events, end = [line.split("|")[1:] for line in driven[name].splitlines() if line.startswith("mouse|")]
+    assert end == ["closed"] and len({event[0] for event in events}) == WIDGETS[name], driven[name]
     for widget, what, _, effect in events:
         assert effect == "as it should", (widget, what, effect)
     seconds = sorted(float(event[2]) for event in events)
@@ -117,6 +119,11 @@ if __name__ == "__main__":
         window.after(500, tick)
         show()
     plt.show = show_and_drive
-    del sys.argv[0]  # the lesson reads its own flags
-    runpy.run_path(sys.argv[0], run_name="__main__")
-    print("mouse|closed")
+    for path in sys.argv[1:]:
+        sys.argv = [path, "--iters", "20"]
+        torch.set_grad_enabled(True)  # a lesson may end with other settings, as its process ends too
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+        print(f"mouse|{pathlib.Path(path).stem}")
+        runpy.run_path(path, run_name="__main__")
+        print("mouse|closed")
