@@ -185,7 +185,7 @@ def test_learning_rate_falls_in_a_line_and_progress_is_printed(pieces, monkeypat
     rates, step = [], torch.optim.Adam.step
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self))
     _, text = trained(pieces, "velocity", 210, batch_size=8, lr=0.1)
-    assert np.allclose(rates, 0.1 * (1 - np.arange(210) / 210))
+    assert np.allclose(rates, 0.1 * (1 - np.arange(210) / 210)) and pieces.train.__defaults__ == (32, 1024, 0.04)  # as measured
     assert re.findall(r"iteration (\d+) of 210: loss \d", text) == ["0", "100", "200"]
 
 
