@@ -52,9 +52,9 @@ labels = 1 + torch.arange(40) % 10  # images: (40, 1, 16, 16), from -1 to 1. Lab
 if args.data:
     paths = [p for p in sorted([args.data, *args.data.rglob("[!.]*")]) if not any(p.glob("[!.]*"))]
     try:
-        images = torch.stack([load_image(path, args.size) for path in paths])
+        images = torch.stack([load_image(file := path, args.size) for path in paths])
     except Exception as error:
-        parser.error(f"--data: {error}; needed are png or jpg images, in one folder for each class")
+        parser.error(f"--data: {file}: {error}; needed are png or jpg images, one folder per class")
     folders = sorted({path.parent for path in paths})
     labels = torch.tensor([1 + folders.index(path.parent) for path in paths])
 
