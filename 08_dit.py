@@ -9,7 +9,7 @@ see each other, so that the patches fit together. It learns the velocity, image 
 
 RUN    python 08_dit.py             (12 seconds; move the slider, or try your own --data FOLDER)
 BREAK  python 08_dit.py --patch 16  (C1 and C3 fail: one token is too small for 256 pixels)
-PAPER  arXiv 2212.09748, section 3.2 (DiT); 2207.12598, equation 6 (guidance)"""
+PAPER  arXiv 2212.09748, section 3.2 (DiT); 2207.12598, equation 6 (guidance: its w is our w - 1)"""
 import argparse
 import signal
 from pathlib import Path
@@ -59,7 +59,7 @@ if args.data:
     labels = torch.tensor([1 + folders.index(path.parent) for path in paths])
 
 # --- Model. In attention, each token adds up the values of all tokens, weighted by how well their
-# keys match its query. adaLN: time and label scale and shift each input, and gate each output.
+# keys match its query. By adaLN, time and label scale and shift the input, and gate the output.
 class Block(nn.Module):
     def __init__(self, dim, num_heads):
         super().__init__()
@@ -114,7 +114,7 @@ def train(net, images, labels, iters, lr, batch_size=32):
 def sample(net, xt, y, num_steps, w=1):  # Euler steps from noise xt to images (lesson 06)
     for t in torch.arange(num_steps) / num_steps:
         null, cond = net(xt, t, 0 * y), net(xt, t, y)  # guidance: without label, with label
-        xt = xt + (null + w * (cond - null)) / num_steps  # w > 1 exaggerates what it changes
+        xt = xt + (null + w * (cond - null)) / num_steps  # w > 1 exaggerates the label
     return xt
 
 size, dim, depth, lr = (args.size, 128, 4, 0.004) if args.data else (16, 48, 2, 0.015)
@@ -124,7 +124,7 @@ for net in nets.values():
     train(net, images, labels, args.iters, lr)
 torch.save({"config": (*config, 4), "weights": net.state_dict()}, "08_dit.pt")
 first = ([labels.tolist().index(label) for label in labels.unique()] * 10)[:10]
-y, noise = labels[first], torch.randn_like(images[first])  # of ten images, at first one per class
+y, noise = labels[first], torch.randn_like(images[first])  # for ten images, from each class in turn
 fig, axes = plt.subplots(1 + len(nets), figsize=(9, 4.5), gridspec_kw={"left": 0.02, "right": 0.98})
 def draw(w):
     rows = [images[first]] + [sample(net, noise, y, 20, w) for net in nets.values()]
