@@ -30,7 +30,7 @@ torch.set_num_threads(1)  # such small nets run fastest on a single core
 # --- Data: two moons, as a mixture of 64 narrow Gaussians, so that p_data has a closed form
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper half circle
-CENTERS = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), divided by the std of the data
+CENTERS = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), so that the mean |x|^2 is 2, as in N(0, I)
 STD = 0.09 / 0.7107  # of each Gaussian
 def two_moons(n):
     """Return n samples of p_data, of shape (n, 2)."""
@@ -41,7 +41,7 @@ def two_moons(n):
 # A step looks only at the point before it, so this is a Markov chain. It is variance-preserving: if
 # x_{t-1} has variance 1, then x_t has variance (1 - beta_t) + beta_t, which is 1 again.
 def linear_schedule(T):
-    """Return beta and abar for t = 0, ..., T, as columns of shape (T + 1, 1)."""
+    """Return the betas of Ho et al., and abar, for t = 0, ..., T, as columns, (T + 1, 1)."""
     beta = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, T)])[:, None]
     return beta, (1 - beta).cumprod(0)
 
@@ -76,8 +76,7 @@ for t in range(1, args.T + 1):
 
 # --- Training: the net predicts eps from x_t and s_t, which tells it t. Each training point takes
 # one draw from (4), with its own random t, so the training is called simulation-free. Many pairs of
-# x and eps give the same x_t. Squared error is lowest for their mean eps, called eps_hat. As each
-# pair has x = (x_t - s_t eps) / a_t, their mean x is (x_t - s_t eps_hat) / a_t (see lesson 04).
+# x and eps give the same x_t. Squared error is lowest for the mean of their eps, called eps_hat.
 def training_batch(a, s, n):
     """Return x_t, (n, 2), s_t, (n, 1), and eps, (n, 2), for random t from 1, ..., T."""
     x, eps = two_moons(n), torch.randn(n, 2)
@@ -102,14 +101,15 @@ def train(a, s, iters, width=64, batch_size=1024, lr=0.03):
     return net
 
 # --- The lowest loss. For this data, we know E[eps | x_t], which no net can beat. If x belongs to
-# the center c, then x_t - a c = a (x - c) + s eps has variance (a STD)^2 + s^2. The part s^2 / var
-# is noise, so E[s eps | x_t, c] = s^2 / var (x_t - a c). We average this over c, given x_t.
+# the center c, then x_t - a c = a (x - c) + s eps is a sum of two independent Gaussians. The mean
+# of each part, given the sum, is its share of the variance, times the sum:
+#     E[s eps | x_t, c] = s^2 / var * (x_t - a c)  with  var = (a STD)^2 + s^2
 def best_eps(xt, st):  # E[eps | x_t], (B, 2), for x_t (B, 2) and s_t (B, 1)
     at = (1 - st**2).sqrt()
     var = (at * STD) ** 2 + st**2  # (B, 1)
     squared_distance = (xt[:, None] - at[:, None] * CENTERS).square().sum(2)  # (B, 64)
     p_center = (-squared_distance / (2 * var)).softmax(1)  # p(c | x_t), by Bayes' rule
-    return st / var * (xt - at * (p_center @ CENTERS))
+    return st / var * (xt - at * (p_center @ CENTERS))  # divided by s, and averaged over c
 net = train(a, s, args.iters)
 xt, st, eps = training_batch(a, s, 50_000)
 lowest = (best_eps(xt, st) - eps).square().mean()

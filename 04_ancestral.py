@@ -31,7 +31,7 @@ torch.set_num_threads(1)  # such small nets run fastest on a single core
 # --- Data: two moons, as a mixture of 64 narrow Gaussians, so that p_data has a closed form
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper half circle
-CENTERS = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), divided by the std of the data
+CENTERS = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), so that the mean |x|^2 is 2, as in N(0, I)
 STD = 0.09 / 0.7107  # of each Gaussian
 
 def two_moons(n):
@@ -60,33 +60,33 @@ def train(abar, iters, width=64, batch_size=1024, lr=0.03):  # net: [xt, t / T] 
             print(f"iteration {i} of {iters}: loss {loss:.4f}")
     return net
 
-# --- One step back, if we knew x. From an earlier time u (t - 1 in the paper) to t, the chain did
-#     xt = sqrt(1 - beta) x_u + sqrt(beta) z,  where z ~ N(0, I) and 1 - beta = abar_t / abar_u
-# By Bayes' rule, the posterior q(x_u | xt, x) is, up to a constant, the prior q(x_u | x) times the
-# likelihood q(xt | x_u), all Gaussians in x_u. Exponents add up, so the terms x_u^2 and x_u give
+# --- One step back, if we knew x. Let u be an earlier time than t (t - 1 in the paper). All steps
+# from u to t together are one step of variance beta (lesson 02):
+#     xt = sqrt(1 - beta) * x_u + sqrt(beta) * z,  with z ~ N(0, I) and 1 - beta = abar_t / abar_u
+# By Bayes' rule, q(x_u | xt, x) is proportional to the prior q(x_u | x) times the likelihood
+# q(xt | x_u). Both are Gaussians in x_u. In a product of Gaussians, the inverse variances add up:
 #     1 / var = 1 / prior_var + 1 / like_var
 #     mean / var = prior_mean / prior_var + like_mean / like_var
-# Multiplied by prior_var like_var, and with total = like_var + prior_var, these lines say
-#     prior_var like_var / var = total  and  mean total = like_var prior_mean + prior_var like_mean
+# We multiply by prior_var * like_var, because at u = 0, prior_var is 0.
 def posterior(xt, x, beta, abar_u):
     """Return the mean, (B, D), and the variance, a number, of q(x_u | xt, x) (equation 7)."""
     prior_mean = abar_u.sqrt() * x  # equation 4 at time u
-    prior_var = 1 - abar_u  # 0 at u = 0, so we never divide by it
-    like_mean = xt / (1 - beta).sqrt()  # the chain, solved for x_u
+    prior_var = 1 - abar_u
+    like_mean = xt / (1 - beta).sqrt()  # the step from u to t, solved for x_u
     like_var = beta / (1 - beta)
-    total = prior_var + like_var  # equal to (1 - abar_t) / (1 - beta)
-    mean = (like_var * prior_mean + prior_var * like_mean) / total
-    return mean, prior_var * like_var / total
+    mean = (like_var * prior_mean + prior_var * like_mean) / (prior_var + like_var)
+    return mean, prior_var * like_var / (prior_var + like_var)
 
-# --- One step back from xt alone. The posterior mean is linear in x, so with x_hat = E[x | xt] in
-# place of x, it is E[x_u | xt]. How much does x_u vary around this?
-# - beta-tilde, the posterior's variance, is a lower bound. As x is not known, x_u varies more.
-# - beta is an upper bound if the data, and so x_u, have variance 1. The guess sqrt(1 - beta) xt of
-#   x_u has the error beta x_u - sqrt(beta (1 - beta)) z, by the chain, and its variance is
-#   beta^2 + beta (1 - beta) = beta. E[x_u | xt] is the best guess, so on average, it errs no more.
-# - zero moves to E[x_u | xt], which varies less than x_u. So the samples contract every step.
-# The last step adds no noise. It ends at E[x | xt], the mean of all x that xt may come from. If it
-# is long, they differ. With 3 steps, their mean is between the moons, with 10 on a line along one.
+# --- One step back from xt alone. We replace x by x_hat = E[x | xt], which the net estimates. As
+# the posterior mean is linear in x, this gives E[x_u | xt]. We add Gaussian noise to it, which is
+# nearly right if the step is short. The variance of x_u, given xt, is that of the posterior, plus
+# what the uncertainty of x adds. Ho et al. name the two extremes (section 3.2):
+# - beta-tilde, the posterior's variance, is exact if x is known.
+# - beta is exact if the data are N(0, I), where x is as uncertain as variance 1 allows.
+# - zero adds no noise at all. Means vary less than x_u, so the samples shrink in every step.
+#
+# The last step adds no noise. It ends at E[x | xt], the mean of all data that xt may come from. So
+# it must be short: with 3 steps, this mean lies between the moons, and with 10, inside of a moon.
 @torch.no_grad()
 def sample(net, xt, abar, num_steps, variance):
     """Turn noise xt, (B, D), into samples (algorithm 2). Each step is one forward pass of net."""
@@ -103,7 +103,7 @@ def sample(net, xt, abar, num_steps, variance):
     return mean  # of the last step, without noise
 
 def energy_distance(x, y):
-    """Return the energy distance of samples x and y, (n, 2) each (Szekely and Rizzo 2013).
+    """Return the energy distance of samples x and y, (n, D) each (Szekely and Rizzo 2013).
     It is 2 E|x - y| - E|x - x'| - E|y - y'|, which is 0 only if both distributions are equal."""
     distance = 2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean()
     return distance.item()
@@ -111,24 +111,22 @@ def energy_distance(x, y):
 net = train(ABAR, args.iters)
 noise, real = torch.randn(2000, 2), two_moons(2000)
 limit = energy_distance(noise, real)
-hundred = energy_distance(sample(net, noise, ABAR, 100, args.var), real)
-thousand = energy_distance(sample(net, noise, ABAR, 1000, "beta"), real)
-ten_beta = energy_distance(sample(net, noise, ABAR, 10, "beta"), real)
-ten_tilde = energy_distance(sample(net, noise, ABAR, 10, "beta-tilde"), real)
+settings = [(100, args.var), (1000, "beta"), (10, "beta"), (10, "beta-tilde")]
+hundred, thousand, ten_beta, ten_tilde = [
+    energy_distance(sample(net, noise, ABAR, *setting), real) for setting in settings]
 
-fig, axes = plt.subplots(3, 3, figsize=(12, 9.5), gridspec_kw={"left": 0.02, "right": 0.98})
+fig, axes = plt.subplots(3, 3, figsize=(12, 8.5), gridspec_kw={"left": 0.04, "right": 0.98})
+
 def draw(row, num_steps):
-    noise_left = (1 - ABAR[round(1000 / num_steps)]).sqrt()  # std, before the last step
     for ax, variance in zip(row, VARIANCES):
         samples = sample(net, noise, ABAR, num_steps, variance)
-        distance = energy_distance(samples, real)
+        gap = energy_distance(samples, real)
         ax.clear()
         ax.plot(*real.T, ".", color="0.7", ms=2)
-        ax.plot(*samples.T, ".", color="tab:blue" if distance < limit else "tab:red", ms=2)
+        ax.plot(*samples.T, ".", color="tab:blue" if gap < limit else "tab:red", ms=2)
         ax.set(xticks=[], yticks=[], xlim=[-3, 3], ylim=[-1.7, 1.7], aspect="equal")
-        ax.set_title(f"{variance}: variance {samples.var(0).mean():.2f}, distance {distance:.3f}")
-    row[1].text(0, 2.4, f"{num_steps} steps. Before the last one, the std of the noise is "
-                f"{noise_left:.2f} (std across a moon: {STD:.2f})", ha="center", size=13)
+        ax.set_title(f"{variance}: variance {samples.var(0).mean():.2f}, distance {gap:.3f}")
+    row[0].set_ylabel(f"{num_steps} steps", size=14)
 
 for row, num_steps in zip(axes, [3, 10, 100]):
     draw(row, num_steps)
@@ -141,7 +139,8 @@ fig.savefig("04_ancestral.png", dpi=120)
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
-# In 200 trials with real data, C1 had std 0.0016, a quarter of its bound. A bad net has C2 near 1.
+# C1's bound is nearly 4 std of this value if all samples are real data. With an untrained net, both
+# distances of C2 are equal, and its value is 1.
 claim("C1", f"100 steps with {args.var} match 1000. Added distance", hundred - thousand, "<", 0.006)
 claim("C2", "With 10 steps, beta-tilde's distance over beta's", ten_tilde / ten_beta, ">", 1.25)
 claim("C3", "1000 steps (beta) end closer to the data than noise. Distance", thousand, "<", limit)

@@ -4,21 +4,19 @@
 # ///
 """05 Flow matching: train a net to predict the velocity along random lines from noise to data.
 
-Points on different lines can meet with different velocities. Noise that moves with their mean
-velocity becomes data. Real data give no formula for this mean, but a net learns it from the lines.
+Where lines cross, the net learns the mean of their velocities. Noise points that follow this mean
+end up distributed like the data. The reason is the continuity equation, which we check.
 
-RUN    python 05_cfm.py                (4 seconds; the slider sets the time t)
-BREAK  python 05_cfm.py --target data  (C1, the continuity equation, and C2, the samples, fail)
+RUN    python 05_cfm.py             (4 seconds; the slider sets the time t)
+BREAK  python 05_cfm.py --iters 20  (C3 fails: the net has not learned the mean velocity yet)
 PAPER  arXiv 2210.02747, equations 8 (mean), 9 (loss), and 26 (continuity), by Lipman et al."""
 import argparse
 import signal
 import matplotlib.pyplot as plt
 import torch
-from torch import nn
+from torch import autograd, nn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-parser.add_argument("--target", choices=["velocity", "data"], default="velocity",
-                    help="train the net to predict x - eps or x (%(default)s)")
 parser.add_argument("--iters", type=int, default=1000, help="training iterations (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
@@ -27,68 +25,35 @@ if not (1 <= args.iters <= 10**6 and 0 <= args.seed < 2**32):
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the script without a traceback
 torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # such small nets run fastest on a single core
+torch.set_default_dtype(torch.float64)  # 16 digits, so that C1 can check ten
 
 # --- Data: two moons, as a mixture of 64 narrow Gaussians, so that p_data has a closed form
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper half circle
-CENTERS = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), divided by the std of the data
+CENTERS = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), so that the mean |x|^2 is 2, as in N(0, I)
 STD = 0.09 / 0.7107  # of each Gaussian
 
 def two_moons(n):
     """Return n samples of p_data, of shape (n, 2)."""
     return CENTERS[torch.randint(64, (n,))] + STD * torch.randn(n, 2)
 
-# --- Exact velocity. A line xt = t x + (1 - t) eps leads from noise eps (t = 0) to data x (t = 1),
-# with velocity d(xt)/dt = x - eps. The points on all lines together have a density p(xt, t). Points
-# never appear or vanish, so p changes only by what flows in or out: dp/dt = -div(flow). Points with
-# one velocity u have the flow p u. If a fraction w_i of points at xt has velocity u_i, their flows
-# p w_i u_i add up to p times sum(w_i u_i), the mean velocity of the points at xt. So
-#     dp/dt = -div(p v)  with  v(xt, t) = E[x - eps | xt]    (continuity equation)
-# Noise that moves with v starts with density p, and the same equation says how its density changes
-# from each moment to the next. So it has density p at every t, and at t = 1 it is data.
-def log_likelihoods(xt, t):
-    """Return log p(xt | center of x) for all centers, (B, 64), for xt (B, 2) and t (B, 1)."""
-    std = torch.hypot(t * STD, 1 - t)  # of xt, given the center, (B, 1): variances add
-    gaussian = torch.distributions.Normal(t[:, None] * CENTERS, std[:, None])  # (B, 64, 2)
-    return gaussian.log_prob(xt[:, None]).sum(2)  # the sum over both coordinates
-
-# Given the center, x is Gaussian, so E[x - eps | xt, center] = center + cov / var (xt - t center).
-# This is linear in the center, so its mean over all centers is its value at E[center | xt].
-def mean_velocity(xt, t):
-    """Return v(xt, t) = E[x - eps | xt], (B, 2), for xt (B, 2) and t (B, 1)."""
-    posterior = log_likelihoods(xt, t).softmax(1)  # p(center | xt), (B, 64), by Bayes' rule
-    center = posterior @ CENTERS.to(xt)  # E[center | xt], (B, 2), in float64 for C1
-    cov = t * STD**2 - (1 - t)  # of x - eps and xt: t var(x) - (1 - t) var(eps)
-    var = (t * STD) ** 2 + (1 - t) ** 2  # of xt: t^2 var(x) + (1 - t)^2 var(eps)
-    return center + cov / var * (xt - t * center)  # linear regression, exact for Gaussians
-
-def derivative(y, x, i):
-    """Return dy[b] / dx[b, i], (B,), where y[b] (B,) depends only on row b of x (B, n)."""
-    return torch.autograd.grad(y.sum(), x, retain_graph=True)[0][:, i]
-
-def continuity_error(v, xt, t):
-    """Return the norm of dp/dt + div(p v) divided by that of dp/dt, for any field v(xt, t)."""
-    xt, t = xt.detach().requires_grad_(), t.detach().requires_grad_()
-    p = log_likelihoods(xt, t).exp().mean(1)  # p(xt, t), (B,), as all centers are equally likely
-    flow_x, flow_y = p * v(xt, t).T  # (B,) each
-    dp_dt = derivative(p, t, 0)
-    div = derivative(flow_x, xt, 0) + derivative(flow_y, xt, 1)
-    return (dp_dt + div).norm() / dp_dt.norm()
-
-# --- Training. Minimizing squared error gives v, for real data too. Let v be the mean of the
-# target at some xt and t. As net - target = (net - v) + (v - target), its mean square is
-#     |net - v|^2 + 2 (net - v) . mean(v - target) + mean |v - target|^2
-# The mean of v - target is 0, and the last term is the same for every net. So the best net is v.
-def train(target, iters, width=32, batch_size=1024, lr=0.04):
+# --- Training. A point moves on a straight line from noise eps (t = 0) to data x (t = 1). It is at
+# xt = t * x + (1 - t) * eps, and its velocity is d(xt)/dt = x - eps. Lines cross, so the same xt
+# comes with different targets x - eps. Let v be their mean. Then the mean of (net - target)^2 is
+#     (net - v)^2 + mean of (v - target)^2
+# because the cross term, 2 * (net - v) * (v - target), has the mean 0. Only the first part depends
+# on the net, and it is lowest at net = v. So the net learns v(xt, t) = E[x - eps | xt].
+def train(iters, width=32, batch_size=1024, lr=0.04):  # a high rate, as iterations are few
     net = nn.Sequential(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
                         nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2))
     optimizer = torch.optim.Adam(net.parameters())
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = lr * (1 - i / iters)  # large steps first, then small
-        x, eps, t = two_moons(batch_size), torch.randn(batch_size, 2), torch.rand(batch_size, 1)
+        x, eps = two_moons(batch_size), torch.randn(batch_size, 2)
+        t = torch.rand(batch_size, 1)
         xt = t * x + (1 - t) * eps
-        y = x - eps if target == "velocity" else x
-        loss = (net(torch.cat([xt, t], 1)) - y).square().mean()  # above 0, as lines cross
+        v_hat = net(torch.cat([xt, t], 1))
+        loss = (v_hat - (x - eps)).square().mean()  # stays above 0, as lines cross
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -97,54 +62,88 @@ def train(target, iters, width=32, batch_size=1024, lr=0.04):
     return net
 
 @torch.no_grad()
-def sample(v, xt, num_steps=50):
-    """Move noise xt, (B, 2), along v(xt, t) to t = 1. Return its path, (num_steps + 1, B, 2)."""
-    path = [xt]
+def sample(v, noise, num_steps=50):  # moves noise (B, 2) along v(xt, t) from t = 0 to t = 1
+    path = [noise]
     for i in range(num_steps):
-        t = torch.full((len(xt), 1), i / num_steps)
+        t = torch.full((len(noise), 1), i / num_steps)
         path.append(path[-1] + v(path[-1], t) / num_steps)
-    return torch.stack(path)
+    return torch.stack(path)  # (num_steps + 1, B, 2)
 
-# --- Figure. The last panel makes a deliberate mistake: it takes E[x | xt], a position, for v
-mean_data = lambda xt, t: xt + (1 - t) * mean_velocity(xt, t)  # as x = xt + (1 - t) (x - eps)
-net = train(args.target, args.iters)
+# --- Why it works. Points on the lines never appear or vanish. So in a small box, their density
+# p(xt, t) changes only by what flows in and out. A flow is density times velocity. Where lines
+# cross, their flows add up to p * v, because v is the mean of their velocities. So
+#     dp/dt = -div(p * v)    (the continuity equation; div measures what leaves the box)
+# Now let noise move with v. Its density q obeys the same rule, dq/dt = -div(q * v). At t = 0, both
+# are noise, so q = p. The rule keeps them equal up to t = 1, where p is the density of the data.
+
+# --- Check. For our data, v has a formula. Given its center, x is Gaussian, so linear regression is
+# exact. It is linear in the center, so with E[center | xt] in the center's place, it is E[x | xt].
+#     E[x | xt, center] = center + cov(x, xt) / var(xt) * (xt - t * center)
+#     cov(x, xt) = t * STD^2  and  var(xt) = t^2 * STD^2 + (1 - t)^2
+def log_likelihoods(xt, t):  # log p(xt | center) for xt (B, 2) and t (B, 1)
+    var = (t * STD) ** 2 + (1 - t) ** 2  # (B, 1)
+    offset = xt[:, None] - t[:, None] * CENTERS  # (B, 64, 2)
+    return -offset.square().sum(2) / (2 * var) - (2 * torch.pi * var).log()  # (B, 64)
+
+def mean_data(xt, t):  # E[x | xt], (B, 2)
+    center = log_likelihoods(xt, t).softmax(1) @ CENTERS  # E[center | xt], by Bayes' rule
+    slope = t * STD**2 / ((t * STD) ** 2 + (1 - t) ** 2)
+    return center + slope * (xt - t * center)
+
+def mean_velocity(xt, t):  # v = E[x - eps | xt], (B, 2), for t < 1
+    return (mean_data(xt, t) - xt) / (1 - t)  # as x - eps = (x - xt) / (1 - t) on each line
+
+def continuity_error(v, xt, t):  # the norm of dp/dt + div(p * v), divided by that of dp/dt
+    xt, t = xt.clone().requires_grad_(), t.clone().requires_grad_()
+    p = log_likelihoods(xt, t).exp().mean(1)  # (B,), as all centers are equally likely
+    flow_x, flow_y = p * v(xt, t).T  # (B,) each
+    dp_dt = autograd.grad(p.sum(), t, retain_graph=True)[0][:, 0]  # of each p by its own t
+    out_x = autograd.grad(flow_x.sum(), xt, retain_graph=True)[0][:, 0]
+    out_y = autograd.grad(flow_y.sum(), xt)[0][:, 1]
+    return (dp_dt + out_x + out_y).norm() / dp_dt.norm()
+
+# --- Figure. In the third panel, noise follows E[x | xt], a position, as if it were a velocity
+net = train(args.iters)
 x, eps = two_moons(2000), torch.randn(2000, 2)
-line_path = sample(lambda xt, t: x - eps, eps)  # (51, 2000, 2), each point with its own velocity
-net_path = sample(lambda xt, t: net(torch.cat([xt, t], 1)), eps)
-paths = torch.stack([line_path, net_path, sample(mean_data, eps)])  # (3, 51, 2000, 2)
-place = torch.tensor([1.0, 0])  # an example; each place has its own v
-nearest = (line_path[25] - place).norm(dim=1).argsort()[:12]  # 12 lines that cross there at t = 0.5
-titles = ["12 lines from noise (dots) cross at t = 0.5.\nBlue: v, the mean velocity at this place",
-          f"Blue: noise moved by the net trained on {args.target}.\nGray: points on such lines",
-          "Orange: noise moved by E[x | xt], a position.\nIt overshoots, partly out of the frame"]
-fig, axes = plt.subplots(1, 3, figsize=(17, 6.6), layout="constrained", subplot_kw={"aspect": 1})
+lines = sample(lambda xt, t: x - eps, eps)  # (51, 2000, 2), each point with its own velocity
+moved = sample(lambda xt, t: net(torch.cat([xt, t], 1)), eps)
+wrong = sample(mean_data, eps)
+gap = (moved[-1] - sample(mean_velocity, eps)[-1]).norm(dim=1).mean()
+
+distance = (lines[25] - torch.tensor([1, 0.5])).norm(dim=1)  # (2000,), at t = 0.5
+nearest = distance.argsort()[:10]
+v = (x - eps)[nearest].mean(0).numpy()
+titles = ["Black: lines from noise (dots) cross near (1, 0.5)\nat t = 0.5. Arrow: mean velocity v",
+          f"Blue: the same noise moved by the net.\nMean distance from where v ends: {gap:.2f}",
+          "Orange: noise moved by E[x | xt], a position.\nIt misses the data (gray, at t = 1)"]
+fig, axes = plt.subplots(1, 3, figsize=(17, 5.3), layout="constrained", subplot_kw={"aspect": 1})
 slider = plt.Slider(plt.axes([0.3, 0.02, 0.4, 0.03]), "t", 0, 1, valinit=1, initcolor="none")
 
 def draw(t):
     i = round(50 * t)
-    for ax, title, path, c in zip(axes, titles, paths.numpy(), ["0.7", "tab:blue", "tab:orange"]):
+    for ax, title, path, c in zip(axes, titles, [lines, moved, wrong], ["0.7", "C0", "C1"]):
         ax.clear()
-        ax.set_title(title)
-        ax.axis([-2.8, 2.8, -2.8, 2.8])
-        ax.scatter(*line_path[i].T, 3, "0.7")
+        ax.set(title=title, xlim=(-2.8, 2.8), ylim=(-2.1, 2.1))
+        ax.scatter(*lines[i].T, 3, "0.7")
         ax.scatter(*path[i].T, 3, c)
-        ax.plot(path[:i + 1, nearest, 0], path[:i + 1, nearest, 1], "ko-", markevery=[0])
-    v = mean_velocity(place[None], torch.tensor([[0.5]]))[0].numpy()
-    axes[0].arrow(*place, *v, width=0.08, length_includes_head=True)
+        for k in nearest:
+            ax.plot(*path[:i + 1, k].T.numpy(), "ko-", markevery=[0])  # a dot at its start
+    axes[0].arrow(1, 0.5, *v, width=0.1, length_includes_head=True, zorder=3)
 draw(1)
 slider.on_changed(draw)
 fig.savefig("05_cfm.png", dpi=120)
 
-# --- Claims: C1's bound leaves room for rounding, and C2's bound is the std across a moon
+# --- Claims. C1 and C2 compare the error with dp/dt. For 0.9 * v, it would be 0.1, because then
+# dp/dt - 0.9 * dp/dt is left. C3 is a mean distance, and STD is the std across a moon.
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
-mean = mean_velocity if args.target == "velocity" else mean_data
-t = torch.rand(2000, 1).double()  # float64 has 16 digits
-error = continuity_error(mean, t * x + (1 - t) * eps, t)  # for 0.9 v, it would be 0.1
-claim("C1", "The mean target obeys the continuity equation. Error", error, "<", 1e-10)
-gap = net_path[-1] - sample(mean_velocity, eps)[-1]
-claim("C2", "The net moves noise where v does. Distance", gap.norm(dim=1).mean(), "<", STD)
+
+t = torch.rand(2000, 1)
+xt = t * x + (1 - t) * eps
+claim("C1", "v obeys the continuity equation", continuity_error(mean_velocity, xt, t), "<", 1e-10)
+claim("C2", "E[x | xt] does not obey it", continuity_error(mean_data, xt, t), ">", 0.1)
+claim("C3", "The net moves noise almost as v does", gap, "<", STD)
 print("figure: 05_cfm.png")
 if plt.get_backend().lower() != "agg":  # there is no window to show without a display
     plt.show()

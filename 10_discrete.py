@@ -6,11 +6,11 @@
 
 A token is an integer that stands for a piece of data: the text "Why?" is 87 104 121 63, its bytes.
 Here, a row of an image is a token, so one net could write text and images. A net that predicts
-pixels by squared error returns the gray mean of all rows that fit. A net that predicts tokens can
-choose one of them. But the tokens of one forward pass (short: pass) are sampled independently.
+pixels by squared error returns the gray mean of all images that fit. A net that predicts tokens can
+choose one. But the tokens of one forward pass (short: pass) are sampled independently.
 
 RUN    python 10_discrete.py              (6 seconds; the slider sets the number of passes)
-BREAK  python 10_discrete.py --passes 1   (C1, C2 fail: hybrid, MaskGIT, diffusion are all the same)
+BREAK  python 10_discrete.py --passes 1   (C1, C2 fail: with one pass, three methods are identical)
 PAPER  arXiv 2202.04200, section 3.2 (MaskGIT); 2107.03006, section 3 (absorbing diffusion)"""
 import argparse
 import signal
@@ -31,8 +31,7 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the script without a
 torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # such a small net runs fastest on a single core
 
-# --- Data: the ten digits in four fonts that come with matplotlib
-FONTS = ["DejaVu Sans", "DejaVu Serif", "STIXGeneral", "cmss10"]
+FONTS = ["DejaVu Sans", "DejaVu Serif", "STIXGeneral", "cmss10"]  # they come with matplotlib
 
 def draw_digit(digit, font, size=16):
     """Return a digit as an image of shape (size, size), where 1 is ink and 0 is paper."""
@@ -48,12 +47,15 @@ images = torch.stack([draw_digit(digit, font) for digit in "0123456789" for font
 codebook, tokens = images.view(-1, 16).unique(dim=0, return_inverse=True)  # (V, 16), (640,)
 tokens = tokens.view(40, 16)  # so codebook[tokens] is equal to images, (40, 16, 16)
 
-# --- Training: hide some tokens of an image, and predict them from the others
+# --- Training: hide each token with probability t, and predict the hidden ones from the others. Why
+# is this a model of p(x)? Reveal the tokens of x in random order. By the chain rule, their log p,
+# each given those before, add up to log p(x). In the mean over all orders,
+#     -log p(x) = sum over tokens of the mean over t of -log p(token | tokens visible at t)
+# A token counts only if it is hidden. As this has probability t, we divide by t.
 def train(tokens, vocab_size, iters, dim=16, width=128, batch_size=64, lr=0.01):
     N = tokens.shape[1]
     net = nn.Sequential(
-        nn.Embedding(vocab_size + 1, dim), nn.Flatten(),
-        nn.Linear(N * dim, width), nn.SiLU(),
+        nn.Embedding(vocab_size + 1, dim), nn.Flatten(), nn.Linear(N * dim, width), nn.SiLU(),
         nn.Linear(width, N * vocab_size), nn.Unflatten(1, (N, vocab_size)))
     optimizer = torch.optim.Adam(net.parameters())
     t = torch.linspace(1 / batch_size, 1, batch_size)[:, None]  # (B, 1), one t for each image
@@ -63,9 +65,6 @@ def train(tokens, vocab_size, iters, dim=16, width=128, batch_size=64, lr=0.01):
         is_hidden = torch.rand(x.shape) < t
         logits = net(torch.where(is_hidden, vocab_size, x))  # (B, N, V); vocab_size means "hidden"
         nats = nn.functional.cross_entropy(logits.mT, x, reduction="none")  # (B, N), -log p
-        # 1. Reveal the tokens of x in random order, each at a random time t. Their costs -log p add
-        #    up to -log p(x), on average at least log 40 nats for 40 equally likely images.
-        # 2. Here, each token counts only if it is hidden, with probability t. So we divide by t.
         loss = (is_hidden * nats / t).sum(1).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -73,15 +72,14 @@ def train(tokens, vocab_size, iters, dim=16, width=128, batch_size=64, lr=0.01):
         if i % 200 == 0:
             print(f"iteration {i} of {iters}: loss {loss:.2f} (best mean: {log(len(tokens)):.2f})")
     return net
-net = train(tokens, len(codebook), args.iters)
 
-# --- Sampling: all tokens are hidden at first, and each pass keeps some of its guesses
-# If every image is A A or B B (two rows), half of all independent guesses are A B or B A. But if we
-# keep only one guess, the next pass sees it and copies it. The methods keep different guesses:
+# --- Sampling: all tokens are hidden at first, and each pass keeps some of its guesses. If an image
+# is A A or B B (two rows), half of all independent guesses are A B or B A. But if we keep only one
+# guess, the next pass sees it and copies it. So which guesses should we keep?
 # - "autoregressive" keeps the topmost guess, as a language model does: one pass for each token.
-# - "hybrid" starts like this, but keeps all the rest in its last pass, when it is nearly certain.
-# - "MaskGIT" keeps the most probable guesses. They seldom clash, but few different images come up.
-# - "diffusion" keeps random ones. Its forward process hides tokens in random order, too.
+# - "hybrid" starts like this, but its last pass keeps all the rest, when it is nearly certain.
+# - "MaskGIT" keeps the most probable guesses. They seldom clash, but unusual rows are never kept.
+# - "diffusion" keeps random ones, because its forward process hides tokens in random order.
 METHODS = ["autoregressive", "hybrid", "MaskGIT", "diffusion"]
 
 @torch.no_grad()
@@ -113,9 +111,11 @@ def measure(x, tokens):
     found = nearest[~is_wrong.any(1)]  # for each correct sample, which image it is
     return {"is_wrong": is_wrong, "correct": len(found), "distinct": len(found.unique())}
 
+net = train(tokens, len(codebook), args.iters)
 fig, (top, *rows) = plt.subplots(5, figsize=(14, 7.4), layout="constrained")
-top.imshow(torch.hstack(list(images[::3])), "Greys")
-top.set(xticks=[], yticks=[], title="14 of the 40 images. A red row differs from the nearest image")
+top.imshow(torch.hstack([*images[:39:3], images.mean(0)]), "Greys")
+top.set(xticks=[], yticks=[], title="13 of the 40 images, and the mean of all (right), which is "
+        "best by squared error. Below, a red row differs from the nearest image")
 bar = plt.axes([0.2, 0.006, 0.7, 0.02])
 passes = plt.Slider(bar, "passes (autoregressive: 16)", 1, 16, valinit=args.passes, valstep=1)
 
@@ -141,8 +141,8 @@ def claim(name, sentence, value, sign, bound):
 torch.manual_seed(args.seed)  # so these are the samples of the figure
 samples = [sample(net, method, 100, 16, len(codebook), args.passes) for method in METHODS]
 _, hybrid, maskgit, diffusion = [measure(x, tokens) for x in samples]
-# Both bounds are two std of a difference. A count out of 100 has a std of up to 5, so a difference
-# has at most 7. The number of distinct images in 100 fair draws has 1.5, so a difference has 2.
+# Both bounds are two std. A count out of 100 has a std of at most 5, and the difference of two has
+# at most 7. For the numbers of distinct images in 100 fair draws, it is 1.5 and 2.
 claim("C1", "correct, hybrid - diffusion", hybrid["correct"] - diffusion["correct"], ">", 2 * 7)
 claim("C2", "distinct, hybrid - MaskGIT", hybrid["distinct"] - maskgit["distinct"], ">", 2 * 2)
 print("figure: 10_discrete.png")

@@ -29,7 +29,7 @@ GALLERY = ROOT / ".github" / "gallery"
 MOVES = {  # the name of the widget, and its values on the way from good to broken
     "01_problem": ("slider", [50, 20, 10, 7, 5, 4, 3, 2, 1]),
     "02_ddpm_forward": ("slider", [1000, 700, 500, 400, 300, 200, 150, 100, 50, 20]),
-    "03_elbo": ("slider", [1, 2, 3]),
+    "03_elbo": ("slider", [1000, 700, 500, 300, 200, 100, 50, 0]),
     "04_ancestral": ("slider", [100, 20, 10, 5, 3, 1]),
     "05_cfm": ("slider", [0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]),
     "06_euler": ("slider", [16, 12, 8, 6, 5, 4, 3, 2, 1]),

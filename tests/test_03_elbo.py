@@ -1,4 +1,4 @@
-"""Lesson 03: weights and bound against sums and integrals in float64, targets, training, the figure, break, bad input."""
+"""Lesson 03: weights and gain against sums and integrals in float64, targets, training, the figure, break, bad input."""
 import math
 import re
 
@@ -53,7 +53,7 @@ def test_c_and_weights_are_the_papers(float64):
 
 def test_each_kl_is_a_constant_plus_w_times_the_squared_error(float64):
     """torch's own KL, t = 2 .. 1000, of Bayes' posterior and the model's step; at t = 1, -log p(x_0 | x_1), and (10) is x_0."""
-    piece = paste(NAME, "C", "WEIGHT", "ALPHA", "BETA", "CONSTANT")
+    piece = paste(NAME, "C", "WEIGHT", "ALPHA", "BETA")
     (x_0, eps, guess), t = np.random.default_rng(0).standard_normal((3, 1000, 2)), np.arange(1, 1001)
     x_t = np.sqrt(ABAR[t, None]) * x_0 + np.sqrt(1 - ABAR[t, None]) * eps
     c, root, b = (piece.C[t, None], piece.ALPHA[t, None].sqrt(), piece.BETA[t, None])
@@ -65,7 +65,6 @@ def test_each_kl_is_a_constant_plus_w_times_the_squared_error(float64):
     assert (kl - (ratio - 1 - ratio.log()) / 2 - piece.WEIGHT[1:, None] * squared[1:]).abs().max() < 1e-10
     first = -Normal(model[0], b[0].sqrt()).log_prob(torch.tensor(x_0[0]))
     assert (first - (2 * math.pi * b[0]).log() / 2 - piece.WEIGHT[0] * squared[0]).abs().max() < 1e-10
-    assert abs(piece.CONSTANT - (ratio - 1 - ratio.log()).sum() - (2 * math.pi * b[0, 0]).log()) < 1e-10
 
 
 def test_squared_error_noises_each_row_by_its_own_t_and_sums(float64):
@@ -79,23 +78,29 @@ def test_squared_error_noises_each_row_by_its_own_t_and_sums(float64):
     assert eps.mean(0).abs().max() < 0.02 and (eps.T @ eps / 50_000 - torch.eye(3)).abs().max() < 0.03
 
 
-def test_elbo_is_the_sum_of_kls_and_lies_below_log_p(float64):
-    """For a net k x_t, each KL of (5) has a closed form, and the model's p(x_0) is a Gaussian. Data are one point."""
-    piece, k, point = paste(NAME, "elbo"), 0.9, np.array([0.8, -0.5])
-    torch.manual_seed(0)
-    bound = piece.elbo(lambda x_t, t: k * x_t, torch.tensor(point).repeat(400_001, 1))
-    a2, s2 = ABAR[1:], 1 - ABAR[1:]
-    error = (k**2 * a2 * (point**2).sum() + 2 * (k * np.sqrt(s2) - 1) ** 2)  # E|eps - k x_t|^2
+def literal(point, error):
+    """The ELBO at a point: all KLs of (5), for E|eps - eps_hat|^2 at t = 1 .. T."""
     ratio = (1 - ABAR[1:-1]) / (1 - ABAR[2:])
-    prior = (a2[-1] * (point**2).sum() + 2 * s2[-1]) / 2 - 1 - np.log(s2[-1])
-    literal = -(prior + (ratio - 1 - np.log(ratio)).sum() + np.log(2 * np.pi * BETA[1]) + (W[1:] * error).sum())
-    assert abs(prior) < 1e-4 and bound.shape == () and abs(bound - literal) < 0.1  # five standard errors
+    prior = (ABAR[-1] * (point**2).sum() + 2 * (1 - ABAR[-1])) / 2 - 1 - np.log(1 - ABAR[-1])
+    assert abs(prior) < 1e-4
+    return -(prior + (ratio - 1 - np.log(ratio)).sum() + np.log(2 * np.pi * BETA[1]) + (W[1:] * error).sum())
+
+
+def test_elbo_is_the_sum_of_kls_and_lies_below_log_p(float64):
+    """For a net k x_t, E|eps - k x_t|^2 has a closed form, and p(x_0) is a Gaussian. With k = sqrt(1 - abar_t), it is N(0, I)."""
+    piece, point, a2, s = paste(NAME, "elbo_gain"), np.array([0.8, -0.5]), ABAR[1:], np.sqrt(1 - ABAR[1:])
+    error = lambda k: k**2 * a2 * (point**2).sum() + 2 * (k * s - 1) ** 2
+    normal = -(point**2).sum() / 2 - np.log(2 * np.pi)
+    assert abs(literal(point, error(s)) - normal) < 1e-9  # exact
+    gain = piece.elbo_gain(lambda x_t, t: 0.9 * x_t, torch.tensor(point).repeat(400_001, 1))
+    assert gain.shape == () and abs(normal + gain - literal(point, error(0.9))) < 0.14  # five standard errors
     var = 1.0  # of x_T, then of x_{t-1}
-    for b, s in zip(BETA[:0:-1], np.sqrt(s2[::-1])):
-        var = ((1 - b * k / s) / np.sqrt(1 - b)) ** 2 * var + b
-    assert literal < -(point**2).sum() / (2 * var) - np.log(2 * np.pi * var)
-    s = torch.tensor(np.sqrt(1 - ABAR))  # exact for N(0, I): the bound is its log-likelihood
-    assert all(abs(piece.elbo(lambda x_t, t: s[t] * x_t, torch.randn(400_000, d)) + d * (math.log(2 * math.pi) + 1) / 2) < 0.04 * d for d in (1, 2, 5))
+    for b, noise in zip(BETA[:0:-1], s[::-1]):
+        var = ((1 - b * 0.9 / noise) / np.sqrt(1 - b)) ** 2 * var + b
+    assert literal(point, error(0.9)) < -(point**2).sum() / (2 * var) - np.log(2 * np.pi * var)
+    for d in (1, 5):  # eps_hat = 0 errs by D, the model N(0, I) by D abar_t
+        gain = piece.elbo_gain(lambda x_t, t: 0 * x_t, torch.randn(100_000, d))
+        assert abs(gain / d / (W * (ABAR - 1)).sum() - 1) < 0.1
 
 
 @pytest.fixture(scope="module")
@@ -123,43 +128,31 @@ def summed():
 
 @pytest.fixture(scope="module")
 def nets(ns):
-    """The run's three nets once more, the exercise's for x_0, and one for the mean that is trained without the weights."""
+    """The run's three nets, two of them trained once more, and the exercise's for x_0."""
     class X0Net(ns.EpsNet):
         def forward(self, x_t, t):
             abar = torch.tensor(ABAR).float()[t]
             return (x_t - abar.sqrt() * super().forward(x_t, t)) / (1 - abar).sqrt()
 
-    found, one = {}, torch.ones(1000)
+    found = {"mean": ns.net}
     with torch.enable_grad():
-        for name, weight in {"eps": one, "weighted": ns.WEIGHT, "mean": one, "x_0": one, "weighted mean": ns.WEIGHT}.items():
+        for name, kind, weight in (("eps", ns.EpsNet, torch.ones(1000)), ("weighted", ns.EpsNet, ns.WEIGHT), ("x_0", X0Net, torch.ones(1000))):
             torch.manual_seed(0)
-            net = X0Net() if name == "x_0" else ns.EpsNet("mean" if "mean" in name else "eps")
-            found[name] = ns.train(net, weight, 700)
+            found[name] = ns.train(kind(), weight, 700)
     return found
 
 
 def on_grids(*errors):
-    return -math.log(2 * math.pi) - 1 + (W * (2 * ABAR - sum(errors))).sum()  # W[0] is 0
+    """The model N(0, I) errs by 2 abar_t, as data have mean 0 and variance 1."""
+    return (W * (2 * ABAR - sum(errors))).sum()  # W[0] is 0
 
 
-def test_bounds_of_the_run_are_those_on_grids(ns, nets, summed):
-    for name, value in zip(("eps", "weighted", "weighted mean"), ns.bounds):
-        assert abs(on_grids(summed(None), summed(nets[name])) - value) < 0.15, name  # four standard deviations
-    assert abs(moons.entropy() - 1.58) < 0.005 and 0.01 < -moons.entropy() - on_grids(summed(None)) < 0.02
-
-
-def test_another_draw_moves_a_bound_by_003_and_a_difference_by_001(ns, nets):
-    def bound(name, seed):
-        torch.manual_seed(seed)
-        return ns.elbo(nets[name], ns.two_moons(200_000)).item()
-    sums = [[bound("eps", seed), bound("weighted", seed)] for seed in range(8)]
-    assert 0.01 < np.std(sums, axis=0).max() < 0.06 and np.std(np.diff(sums)) < 0.015
-
-
-def test_a_net_for_the_mean_fails_without_the_weights_too(ns, nets, summed):
-    """Its loss is that of eps or of the bound, so it is the division that costs, and not another weighting."""
-    for name in ("mean", "weighted mean"):
-        assert on_grids(summed(None), summed(nets[name])) < ns.gaussian - 0.3
+def test_gains_of_the_run_are_those_on_grids(ns, nets, summed):
+    for name, value in zip(("eps", "weighted", "mean"), ns.gains):
+        assert abs(on_grids(summed(None), summed(nets[name])) - value) < 0.2, name  # four standard deviations
+    best = math.log(2 * math.pi) + 1 - moons.entropy()
+    assert abs(best - float(re.search(r"at most (\S+)\. ", ns.fig._suptitle.get_text())[1])) < 0.005
+    assert 0.01 < best - on_grids(summed(None)) < 0.02
 
 
 def near(x):
@@ -170,7 +163,7 @@ def test_predicting_x0_loses_nats_in_the_first_steps_only(ns, nets, summed):
     """Nats lost to the exact answer: about 8, of which three quarters at t = 1 to 5. Its samples are as good as those of eps."""
     lost, grown, noise = W * summed(nets["x_0"]), np.sqrt(ABAR[[1, 1000]] / (1 - ABAR[[1, 1000]])), torch.randn(2000, 2)
     assert 5 < lost.sum() < 25 and lost[:6].sum() > 0.75 * lost.sum() and np.abs(grown - [100, 0.0064]).max() < 0.1
-    assert near(ns.sample(nets["x_0"], noise)) > 0.88 and near(ns.sample(nets["eps"], noise)) > 0.9 and near(noise) < 0.7
+    assert near(ns.sample(nets["x_0"], noise)[0]) > 0.88 and near(ns.paths[0][0]) > 0.85 and near(noise) < 0.7
 
 
 def test_weights_help_at_small_t_and_hurt_in_the_middle(nets, summed):
@@ -182,29 +175,26 @@ def test_weights_help_at_small_t_and_hurt_in_the_middle(nets, summed):
 
 
 def test_a_net_for_the_mean_solves_equation_10_for_eps(float64):
-    piece = paste(NAME, "EpsNet")
-    net, x_t, t = piece.EpsNet("mean"), torch.randn(6, 2), torch.tensor([1, 2, 30, 400, 999, 1000])[:, None]
+    piece = paste(NAME, "MeanNet", "EpsNet")
+    net, x_t, t = piece.MeanNet(), torch.randn(6, 2), torch.tensor([1, 2, 30, 400, 999, 1000])[:, None]
     a, b, s = (torch.tensor(part)[t] for part in (np.sqrt(1 - BETA), BETA, np.sqrt(1 - ABAR)))
     raw = torch.nn.Sequential(*net)(torch.cat([x_t, s], 1))
     assert ((x_t - b / s * net(x_t, t)) / a - raw).abs().max() < 1e-10
-    assert (net(x_t[:1], 30) - net(x_t[:1], torch.tensor([[30]]))).abs().max() < 1e-12
-    net.target = piece.EpsNet().target
-    assert torch.equal(net(x_t, t), raw)
+    assert (piece.EpsNet.forward(net, x_t, t) - raw).abs().max() < 1e-10
 
 
 def test_sample_steps_to_the_mean_of_bayes_and_adds_noise(float64, monkeypatch):
     """With the net that knows x_0, and z = 1: the posterior mean plus sqrt(beta_t), down to x_0 + sqrt(beta_1)."""
     piece = paste(NAME, "sample")
     monkeypatch.setattr(torch, "randn_like", torch.ones_like)
-    x_0, seen = torch.tensor([[0.3, -1.1], [2.0, 0.4]]), []
-    net = lambda x_t, t: seen.append((t, x_t)) or (x_t - math.sqrt(ABAR[t]) * x_0) / math.sqrt(1 - ABAR[t])
-    noise = torch.randn(2, 2)
-    end = piece.sample(net, noise)
-    assert torch.equal(seen[0][1], noise) and (end - x_0 - math.sqrt(BETA[1])).abs().max() < 1e-8
-    assert [t for t, _ in seen] == list(range(1000, 0, -1))
-    for (t, x_t), (_, after) in list(zip(seen, seen[1:]))[::37]:
-        mean, _ = posterior(x_t.numpy(), x_0.numpy(), np.full(2, t))
-        assert np.abs(after.numpy() - mean - math.sqrt(BETA[t])).max() < 1e-8
+    x_0, noise, times = torch.tensor([[0.3, -1.1], [2.0, 0.4]]), torch.randn(2, 2), []
+    net = lambda x_t, t: times.append(t) or (x_t - torch.tensor(ABAR)[t].sqrt() * x_0) / (1 - torch.tensor(ABAR)[t]).sqrt()
+    path = piece.sample(net, noise)
+    assert torch.equal(path[1000], noise) and (path[0] - x_0 - math.sqrt(BETA[1])).abs().max() < 1e-8
+    assert torch.equal(torch.stack(times), torch.arange(1000, 0, -1)[:, None, None].expand(-1, 2, 1))
+    for t in range(2, 1001, 37):
+        mean, _ = posterior(path[t].numpy(), x_0.numpy(), np.full(2, t))
+        assert np.abs(path[t - 1].numpy() - mean - math.sqrt(BETA[t])).max() < 1e-8
 
 
 def test_training_draws_t_by_weight_and_learns_the_exact_answer(monkeypatch):
@@ -222,8 +212,8 @@ def test_training_draws_t_by_weight_and_learns_the_exact_answer(monkeypatch):
     net, x_t = piece.train(Spy(), weight, 310, batch_size=200, lr=0.02), torch.randn(1000, 2)
     assert (torch.bincount(torch.cat(seen))[[1, 500, 1000]] / 310 / 200 - weight[[0, 499, 999]] / 4).abs().max() < 0.01
     for t in (1, 500, 1000):
-        assert (net(x_t, t) - math.sqrt(1 - ABAR[t]) * x_t).square().mean() < 0.03
-    assert np.allclose(rates, 0.02 * (1 - np.arange(310) / 310))
+        assert (net(x_t, torch.full((1000, 1), t)) - math.sqrt(1 - ABAR[t]) * x_t).square().mean() < 0.03
+    assert np.allclose(rates, 0.02 * (1 - np.arange(310) / 310)) and not net(x_t, t=torch.ones(1000, 1).long()).requires_grad
 
 
 # --- the run
@@ -235,44 +225,33 @@ def test_claims_figure_and_page(run):
     page_agrees(NAME, run)
 
 
-def test_claims_and_figure_show_the_bounds_and_their_references(run, ns):
-    x = ns.two_moons(400_000).double().numpy()  # a Gaussian that is fitted to points loses nothing but their number
-    best, fitted = np.log(moons.parts(x, 1.0, 0.0)[0]).mean(), -math.log(2 * math.pi) - 1 - math.log(np.linalg.det(np.cov(x.T))) / 2
-    assert abs(ns.gaussian.item() - fitted) < 0.01 and -2.61 < ns.gaussian < -2.56 and abs(ns.best.item() - best) < 0.01
-    assert ns.data.shape == (200_000, 2) and abs(ns.best.item() - np.log(moons.parts(ns.data.double().numpy(), 1.0, 0.0)[0]).mean()) < 1e-4
-    eps, weighted, mean = numbers = [bound.item() for bound in ns.bounds]
-    wanted = {"C1": (eps, ns.gaussian.item()), "C2": (weighted, eps), "C3": (mean, ns.gaussian.item())}
-    assert all(np.abs(np.subtract(run.numbers()[name], pair)).max() < 1e-3 for name, pair in wanted.items())
-    lost = ns.best.item() - np.array(numbers)
-    assert np.allclose([bar.get_height() for bar in ns.columns], lost, atol=1e-4) and [text.get_text() for text in ns.bars.texts] == [f"{value:.2f}" for value in lost]
-    assert np.allclose(ns.bars.lines[0].get_ydata(), ns.best - ns.gaussian, atol=1e-4)
-    written = re.findall(r"-?\d\.\d\d", ns.bars.get_title() + ns.bars.get_ylabel())
-    assert np.allclose([float(number) for number in written], [weighted - eps, ns.best.item()], atol=0.006)
-    curve, level = ns.chart.lines
-    assert list(curve.get_xdata()) == list(range(1, 1001)) and np.allclose(curve.get_ydata(), W[1:] / W.sum(), rtol=1e-2)
-    assert np.allclose(level.get_ydata(), 1 / 1000)
+def test_claims_and_titles_show_the_gains(run, ns):
+    eps, weighted, mean = gains = [gain.item() for gain in ns.gains]
+    for name, pair in {"C1": (eps, 0), "C2": (weighted, eps), "C3": (mean, 0)}.items():
+        assert np.abs(np.subtract(run.numbers()[name], pair)).max() < 1e-3
+    words = [("eps", "L_simple"), ("eps", "ELBO"), ("the mean", "ELBO")]
+    assert [ax.get_title() for ax in ns.axes] == [f"Predicts {a}, loss {b}: {gain:+.2f} nats" for (a, b), gain in zip(words, gains)]
 
 
-def test_slider_shows_the_samples_of_each_net(ns):
-    gray, dots = ns.cloud.lines
-    assert torch.equal(torch.tensor(gray.get_xydata()), ns.data[:2000].double()) and near(ns.data) > 0.99
-    for number in (3, 2, 1):
-        ns.slider.set_val(number)
-        samples, color = ns.samples[number - 1], "tab:red" if ns.bounds[number - 1] < ns.gaussian else "tab:blue"
-        assert np.array_equal(dots.get_xydata(), samples.T.numpy(), equal_nan=True) and samples.shape == (2, 400)
-        assert same_color(dots.get_color(), color) and same_color(ns.columns[number - 1].get_facecolor(), color)
-    assert ns.slider.valmin == 1 and ns.slider.valmax == 3 and float(ns.slider.valinit) == 1
-    assert near(ns.samples[1].T) > near(ns.samples[2].T.nan_to_num(99)) + 0.1
+def test_slider_shows_the_samples_on_their_way(ns):
+    for t in (0, 1000, 300, 0):
+        ns.slider.set_val(t)
+        for ax, path, gain in zip(ns.axes, ns.paths, ns.gains):
+            gray, dots = ax.lines
+            assert np.array_equal(dots.get_xydata(), path[t].numpy(), equal_nan=True) and path.shape == (1001, 400, 2)
+            assert same_color(dots.get_color(), "tab:red" if gain < 0 else "tab:blue") and near(torch.tensor(gray.get_xydata()).float()) > 0.99
+    assert (ns.slider.valmin, ns.slider.valmax, ns.slider.valinit) == (0, 1000, 0)
+    assert min(near(path[0]) for path in ns.paths[:2]) > near(ns.paths[2][0].nan_to_num(99)) + 0.1
 
 
 def test_break(lesson):
-    run = lesson(NAME, "--iters", "50")
-    assert run.claims()["C1"] is False and same_color(run.ns.dots.get_color(), "tab:red")
+    run = lesson(NAME, "--iters", "20")
+    assert run.claims()["C1"] is False and all(same_color(ax.lines[1].get_color(), "tab:red") for ax in run.ns.axes)
 
 
 def test_same_seed_same_numbers(lesson, first_loss):
-    a, b = lesson(NAME, "--iters", "50"), lesson(NAME, "--iters", "50", "--seed", "0")
-    assert a.text == b.text and first_loss(NAME, "--iters", "50", "--seed", "4294967295") not in a.text and not a.claims()["C1"]
+    a, b = lesson(NAME, "--iters", "20"), lesson(NAME, "--iters", "20", "--seed", "0")
+    assert a.text == b.text and first_loss(NAME, "--iters", "20", "--seed", "4294967295") not in a.text and not a.claims()["C1"]
 
 
 @pytest.mark.parametrize("flags", [("--iters", "0"), ("--iters", "9" * 21), ("--seed", "-1"), ("--seed", "9" * 21)])

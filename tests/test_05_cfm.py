@@ -14,9 +14,14 @@ from matplotlib.colors import same_color
 NAME = "05_cfm"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(autouse=True)
+def double():
+    torch.set_default_dtype(torch.float64)  # as the lesson does
+
+
+@pytest.fixture
 def pieces():
-    return paste(NAME, "two_moons", "log_likelihoods", "mean_velocity", "derivative", "continuity_error", "train", "sample")
+    return paste(NAME, "two_moons", "log_likelihoods", "mean_data", "mean_velocity", "continuity_error", "train", "sample")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +31,7 @@ def run(lesson):
 
 @pytest.fixture(scope="module")
 def broken(lesson):
-    return lesson(NAME, "--target", "data", "--iters", "200")
+    return lesson(NAME, "--iters", "20")
 
 
 def velocity(xt, t):
@@ -64,22 +69,22 @@ def trained(pieces, *args, **more):
     return net, text.getvalue()
 
 
-def test_density_and_velocity_are_plain_sums_over_64_gaussians(pieces):
-    """To the seven digits of the lesson's centers."""
+def test_density_and_means_are_plain_sums_over_64_gaussians(pieces):
     xt, t = on_path(300)
     t[:20] = 0
     p, x_hat, eps_hat = moons.parts(xt.numpy(), t.numpy(), 1 - t.numpy())
-    assert np.abs(pieces.log_likelihoods(xt, t).exp().mean(1).numpy() / p - 1).max() < 1e-4
-    assert np.abs(pieces.mean_velocity(xt, t).numpy() - (x_hat - eps_hat)).max() < 1e-4
+    assert np.abs(pieces.log_likelihoods(xt, t).exp().mean(1).numpy() / p - 1).max() < 1e-9
+    assert np.abs(pieces.mean_data(xt, t).numpy() - x_hat).max() < 1e-9
+    assert np.abs(pieces.mean_velocity(xt, t).numpy() - (x_hat - eps_hat)).max() < 1e-9
 
 
 def test_velocity_is_the_mean_of_the_pairs_that_pass_a_place(pieces):
     """Of two million pairs, those near a place at t = 0.5."""
     rng = np.random.default_rng(3)
     x, eps = moons.samples(2_000_000, rng), rng.standard_normal((2_000_000, 2))
-    for spot in ([1, 0.5], [-0.5, 0.3]):
+    for spot in ([1.0, 0.5], [-0.5, 0.3]):
         u = (x - eps)[np.hypot(*((x + eps) / 2 - spot).T) < 0.05]
-        exact = pieces.mean_velocity(torch.tensor([spot]).float(), torch.tensor([[0.5]]))[0].numpy()
+        exact = pieces.mean_velocity(torch.tensor([spot]), torch.tensor([[0.5]]))[0].numpy()
         assert len(u) > 1000 and (np.abs(u.mean(0) - exact) < 5 * u.std(0) / len(u) ** 0.5 + 0.01).all()
 
 
@@ -100,8 +105,7 @@ def test_mean_velocity_obeys_the_equation_and_slower_ones_do_not(pieces):
 
 def test_error_is_that_of_differences_for_any_field(pieces):
     xt, t = on_path(2000)
-    for field in (lambda xt, t: torch.stack([xt[:, 1] * t[:, 0] + xt[:, 0] ** 2, (2 * xt[:, 0] * xt[:, 1]).sin()], 1), lambda xt, t: xt**3,
-                  lambda xt, t: xt + (1 - t) * pieces.mean_velocity(xt, t)):
+    for field in (lambda xt, t: torch.stack([xt[:, 1] * t[:, 0] + xt[:, 0] ** 2, (2 * xt[:, 0] * xt[:, 1]).sin()], 1), pieces.mean_data):
         dp_dt, div = differences(lambda xt, t: field(torch.tensor(xt), torch.tensor(t)).numpy(), xt.numpy(), t.numpy())
         expected = np.linalg.norm(dp_dt + div) / np.linalg.norm(dp_dt)
         assert abs(pieces.continuity_error(field, xt, t) / expected - 1) < 1e-4
@@ -114,7 +118,7 @@ def test_another_field_obeys_the_equation_and_ends_as_data(pieces):
         return v + (xt - t * v).flip(1) * torch.tensor([1, -1])
     assert pieces.continuity_error(field, *on_path(500)) < 1e-10
     noise, data = torch.randn(2000, 2), pieces.two_moons(2000)
-    ends, exact = pieces.sample(field, noise, 400)[-1], pieces.sample(pieces.mean_velocity, noise, 400)[-1]
+    ends, exact = pieces.sample(field, noise, 200)[-1], pieces.sample(pieces.mean_velocity, noise, 200)[-1]
     assert energy_distance(ends, data) < 0.008 and (ends - exact).norm(dim=1).mean() > 0.5
 
 
@@ -122,7 +126,7 @@ def test_noise_that_follows_v_has_the_density_of_the_lines(pieces):
     """Energy distance to fresh points of the lines at t = 0.24, 0.5, 0.76, 1. With E[x | xt]: 0.02 and more."""
     noise = torch.randn(2000, 2)
     right = pieces.sample(pieces.mean_velocity, noise)
-    wrong = pieces.sample(lambda xt, t: xt + (1 - t) * pieces.mean_velocity(xt, t), noise)
+    wrong = pieces.sample(pieces.mean_data, noise)
     for i in (12, 25, 38, 50):
         fresh = i / 50 * pieces.two_moons(2000) + (1 - i / 50) * torch.randn(2000, 2)
         assert energy_distance(right[i], fresh) < 0.006 and energy_distance(wrong[i], fresh) > 0.015
@@ -134,48 +138,34 @@ def test_noise_that_follows_v_has_the_density_of_the_lines(pieces):
 def test_single_targets_give_the_gradient_of_their_mean(pieces):
     """Each xt with all targets that it can have: four points stand for each Gaussian, with its mean and variance."""
     xt, t = (z[:40] for z in on_path(40))
-    mu, corners = torch.tensor(moons.CENTRES), torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]]).double()
+    mu, corners = torch.tensor(moons.CENTRES), torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
     var = (t * moons.WIDTH) ** 2 + (1 - t) ** 2  # (B, 1)
     off = xt[:, None] - t[:, None] * mu  # (B, 64, 2)
     weight = torch.softmax(-(off**2).sum(2) / (2 * var), 1).repeat_interleave(4, 1)[..., None] / 4
     x = (mu + (t * moons.WIDTH**2 / var)[:, None] * off)[:, :, None] + (moons.WIDTH * (1 - t) / var.sqrt())[:, None, None] * corners
     x = x.flatten(1, 2)  # (B, 256, 2)
     target = x - (xt[:, None] - t[:, None] * x) / (1 - t)[:, None]
-    net, v = trained(pieces, "velocity", 1)[0].double(), pieces.mean_velocity(xt, t)
+    net, v = trained(pieces, 1)[0], pieces.mean_velocity(xt, t)
     answer = net(torch.cat([xt, t], 1))
     single, whole = (weight * (answer[:, None] - target) ** 2).sum(1).mean(), ((answer - v) ** 2).mean()
     rest = (weight * (v[:, None] - target) ** 2).sum(1).mean()  # the best possible loss at these places
-    assert abs(single - whole - rest) < 1e-6 and rest > 0.1
+    assert abs(single - whole - rest) < 1e-9 and rest > 0.1
     grads = [torch.cat([g.flatten() for g in torch.autograd.grad(loss, net.parameters(), retain_graph=True)]) for loss in (single, whole)]
-    assert (grads[0] - grads[1]).abs().max() < 1e-6 < 1e-3 < grads[0].abs().max()
+    assert (grads[0] - grads[1]).abs().max() < 1e-9 < 1e-3 < grads[0].abs().max()
 
 
-def test_best_possible_losses_of_the_page():
-    """Mean squares of x - eps - v and of x - E[x | xt] over the path, by sums on grids."""
-    total, (nodes, weights) = np.zeros(2), np.polynomial.legendre.leggauss(24)
-    for t, weight in zip((nodes + 1) / 2, weights / 2):
-        width = np.sqrt((t * moons.WIDTH) ** 2 + (1 - t) ** 2)
-        xy, area = moons.grid(2.2 * t + 6 * width, width / 2)
-        p = moons.parts(xy, t, 1 - t)[0]
-        total += [weight * (p * (np.nan_to_num(mean) ** 2).mean(1)).sum() * area for mean in velocity(xy, t)]
-    spread = (moons.CENTRES**2).mean() + moons.WIDTH**2
-    assert np.abs(np.array([spread + 1, spread]) - total - [1.36, 0.47]).max() < 0.006
-
-
-@pytest.mark.parametrize("target", ["velocity", "data"])
-def test_first_step_of_training_and_the_loss_that_it_prints(pieces, target):
+def test_first_step_of_training_and_the_loss_that_it_prints(pieces):
     """The first step of Adam is its rate times g / (|g| + 1e-8), in each weight."""
     torch.manual_seed(5)
-    net, text = trained(pieces, target, 1, lr=0.0)
+    net, text = trained(pieces, 1, lr=0.0)
     torch.manual_seed(5)
-    moved, _ = trained(pieces, target, 1, lr=0.01)
+    moved, _ = trained(pieces, 1, lr=0.01)
     torch.manual_seed(5)
     for layer in net:
         if isinstance(layer, torch.nn.Linear):
             layer.reset_parameters()
     x, eps, t = pieces.two_moons(1024), torch.randn(1024, 2), torch.rand(1024, 1)
-    goal = x if target == "data" else x - eps
-    loss = ((net(torch.cat([eps + t * (x - eps), t], 1)) - goal) ** 2).sum() / 2048
+    loss = ((net(torch.cat([eps + t * (x - eps), t], 1)) - x + eps) ** 2).sum() / 2048
     assert abs(float(re.search(r"iteration 0 of 1: loss (\S+)", text)[1]) - loss) < 1e-4
     for a, b, g in zip(net.parameters(), moved.parameters(), torch.autograd.grad(loss, net.parameters())):
         assert ((b - a + 0.01 * g / (g.abs() + 1e-8)).abs()[g.abs() > 1e-4]).max() < 1e-4
@@ -184,7 +174,7 @@ def test_first_step_of_training_and_the_loss_that_it_prints(pieces, target):
 def test_learning_rate_falls_in_a_line_and_progress_is_printed(pieces, monkeypatch):
     rates, step = [], torch.optim.Adam.step
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self))
-    _, text = trained(pieces, "velocity", 210, batch_size=8, lr=0.1)
+    _, text = trained(pieces, 210, batch_size=8, lr=0.1)
     assert np.allclose(rates, 0.1 * (1 - np.arange(210) / 210)) and pieces.train.__defaults__ == (32, 1024, 0.04)  # as measured
     assert re.findall(r"iteration (\d+) of 210: loss \d", text) == ["0", "100", "200"]
 
@@ -202,68 +192,61 @@ def test_sample_takes_equal_steps_from_0_to_1_along_the_field(pieces):
 # --- the run
 
 
-def test_claims_figure_and_page(run):
-    assert run.claims() == {"C1": True, "C2": True}
+def test_claims_figure_and_page(run, broken):
+    assert run.claims() == {"C1": True, "C2": True, "C3": True}
+    assert broken.claims() == {"C1": True, "C2": True, "C3": False} and broken.numbers()["C3"][0] > 0.25
     assert plt.imread(run.folder / f"{NAME}.png")[..., :3].std() > 0.05
     page_agrees(NAME, run)
 
 
 def exact_path(noise, field=0):
     """Fifty steps along v, or along E[x | xt] for field 1, in numpy."""
-    path = [noise.numpy().astype(float)]
+    path = [noise.numpy()]
     for i in range(50):
         path.append(path[-1] + velocity(path[-1], i / 50)[field] / 50)
     return np.stack(path)
 
 
-def test_claims_are_what_plain_loops_measure(run, broken):
-    """C2 at the end; C1, where it fails, by differences at the run's own points."""
-    for r in (run, broken):
-        ns, (lines, path, wrong), exact = r.ns, r.ns.paths, exact_path(r.ns.eps)
-        assert np.abs(lines.numpy() - np.linspace(ns.eps.numpy(), ns.x.numpy(), 51)).max() < 1e-5 and np.abs(wrong.numpy() - exact_path(ns.eps, 1)).max() < 2e-3
-        moved = path[20] + ns.net(torch.cat([path[20], torch.full((2000, 1), 0.4)], 1)).detach() / 50
-        assert (moved - path[21]).abs().max() < 1e-5
-        assert torch.equal(path[0], ns.eps) and abs(r.numbers()["C2"][0] - np.linalg.norm(path[50].numpy() - exact[50], axis=1).mean()) < 2e-3
-        assert abs(r.numbers()["C2"][1] - moons.WIDTH) < 1e-4 and r.numbers()["C1"][1] == 1e-10
-    t, x, eps = (z.double().numpy() for z in (broken.ns.t, broken.ns.x, broken.ns.eps))
+def test_claims_are_what_plain_loops_measure(run):
+    """C2 by differences at the run's own points, C3 and the number in the title by the ends."""
+    ns, exact = run.ns, exact_path(run.ns.eps)
+    assert np.abs(ns.lines.numpy() - np.linspace(ns.eps.numpy(), ns.x.numpy(), 51)).max() < 1e-9
+    assert np.nanmax(np.abs(ns.wrong.numpy() - exact_path(ns.eps, 1))) < 1e-6
+    moved = ns.moved[20] + ns.net(torch.cat([ns.moved[20], torch.full((2000, 1), 0.4)], 1)).detach() / 50
+    assert (moved - ns.moved[21]).abs().max() < 1e-9 and torch.equal(ns.moved[0], ns.eps)
+    gap, numbers = np.linalg.norm(ns.moved[50].numpy() - exact[50], axis=1).mean(), run.numbers()
+    assert abs(numbers["C3"][0] - gap) < 1e-4 and f"from where v ends: {gap:.2f}" in ns.axes[1].get_title()
+    assert abs(numbers["C3"][1] - moons.WIDTH) < 1e-4 and numbers["C1"][1] == 1e-10 and numbers["C2"][1] == 0.1
+    t, x, eps = (z.numpy() for z in (ns.t, ns.x, ns.eps))
     dp_dt, div = (side[t[:, 0] < 0.999] for side in differences(lambda xt, t: velocity(xt, t)[1], t * x + (1 - t) * eps, t))
-    assert abs(np.linalg.norm(dp_dt + div) / np.linalg.norm(dp_dt) - broken.numbers()["C1"][0]) < 0.02
+    assert abs(np.linalg.norm(dp_dt + div) / np.linalg.norm(dp_dt) - numbers["C2"][0]) < 0.02
 
 
-def test_slider_moves_all_clouds_from_noise_to_data(run, broken):
-    """Gray: points of the lines. Blue and orange: moved noise. Black: twelve lines or paths up to t, each from a dot at its noise."""
-    for r, target in ((run, "velocity"), (broken, "data")):
-        assert [f"trained on {target}." in ax.get_title() for ax in r.ns.axes] == [False, True, False]
-        ends = [np.linalg.norm(path[50].numpy() - exact_path(r.ns.eps)[50], axis=1).mean() < moons.WIDTH for path in r.ns.paths[1:]]
-        assert ends == [target == "velocity", False]
+def test_slider_moves_all_clouds_from_noise_to_data(run):
+    """Gray: points of the lines. Blue and orange: moved noise. Black: ten lines or paths up to t, each from a dot at its noise."""
     ns = run.ns
-    rows = np.hypot(*((ns.x + ns.eps) / 2 - torch.tensor([1, 0])).T.numpy()).argsort()[:12]
-    for value, i in ((0, 0), (0.1, 5), (0.5, 25), (0.97, 48), (1, 50)):
+    rows = np.hypot(*((ns.x + ns.eps) / 2 - torch.tensor([1, 0.5])).T.numpy()).argsort()[:10]
+    for value, i in ((0, 0), (0.5, 25), (0.97, 48)):
         ns.slider.set_val(value)
-        for ax, path, color in zip(ns.axes, ns.paths.numpy(), ("0.7", "tab:blue", "tab:orange"), strict=True):
+        for ax, path, color in zip(ns.axes, (ns.lines, ns.moved, ns.wrong), ("0.7", "tab:blue", "tab:orange"), strict=True):
             gray, cloud = ax.collections
-            assert np.abs(gray.get_offsets() - (i * ns.x + (50 - i) * ns.eps).numpy() / 50).max() < 1e-5 and same_color(gray.get_facecolor(), "0.7")
-            assert np.abs(cloud.get_offsets() - path[i]).max() < 1e-5 and same_color(cloud.get_facecolor(), color)
-            shown = np.stack([line.get_xydata() for line in ax.lines])  # (12, i + 1, 2)
-            assert np.abs(np.sort(shown, 0) - np.sort(path[:i + 1, rows].swapaxes(0, 1), 0)).max() < 1e-5
+            assert np.abs(gray.get_offsets() - (i * ns.x + (50 - i) * ns.eps).numpy() / 50).max() < 1e-9 and same_color(gray.get_facecolor(), "0.7")
+            assert np.abs(cloud.get_offsets() - path[i].numpy()).max() < 1e-9 and same_color(cloud.get_facecolor(), color)
+            shown = np.stack([line.get_xydata() for line in ax.lines])  # (10, i + 1, 2)
+            assert np.abs(shown - path[:i + 1, rows].numpy().swapaxes(0, 1)).max() < 1e-9
             assert all(same_color(line.get_color(), "k") and line.get_marker() == "o" and line.get_markevery() == [0] for line in ax.lines)
-            assert ax.get_xlim() == ax.get_ylim() == (-2.8, 2.8) and ax.get_aspect() == 1
+            assert ax.get_aspect() == 1 and ax.get_xlim() == (-2.8, 2.8) and ax.get_ylim() == (-2.1, 2.1)
 
 
-def test_left_panel_shows_lines_that_cross_and_the_mean_velocity_there(run):
+def test_left_panel_shows_lines_that_cross_and_their_mean_velocity(run):
     run.ns.slider.set_val(1)
-    middles = np.stack([line.get_xydata()[25] for line in run.ns.axes[0].lines])
-    assert np.hypot(*(middles - [1, 0]).T).max() < 0.2 and not run.ns.axes[1].patches and not run.ns.axes[2].patches
-    (arrow,), v = run.ns.axes[0].patches, velocity([[1, 0]], 0.5)[0][0]
-    corners, reach = arrow.get_xy() - [1, 0], np.hypot(*v)
+    ways = np.stack([line.get_xydata()[[0, 25, 50]] for line in run.ns.axes[0].lines])  # (10, 3, 2)
+    assert np.hypot(*(ways[:, 1] - [1, 0.5]).T).max() < 0.2 and not run.ns.axes[1].patches and not run.ns.axes[2].patches
+    (arrow,), v = run.ns.axes[0].patches, (ways[:, 2] - ways[:, 0]).mean(0)
+    corners, reach = arrow.get_xy() - [1, 0.5], np.hypot(*v)
     along, across = corners @ v / reach, corners @ [-v[1], v[0]] / reach  # from the place to the tip of its head
     assert abs(along.min()) < 1e-5 and abs(along.max() - reach) < 1e-3 and same_color(arrow.get_facecolor(), "tab:blue")
-    assert abs(across.min() + across.max()) < 1e-5 and across.max() < 0.15
-
-
-def test_break_and_a_net_that_is_hardly_trained(broken, lesson):
-    assert broken.claims() == {"C1": False, "C2": False} and broken.numbers()["C2"][0] > 0.5
-    assert lesson(NAME, "--iters", "20").claims() == {"C1": True, "C2": False}
+    assert abs(across.min() + across.max()) < 1e-5 and across.max() < 0.2
 
 
 def test_same_seed_same_numbers(lesson, first_loss):
@@ -272,6 +255,6 @@ def test_same_seed_same_numbers(lesson, first_loss):
 
 
 @pytest.mark.parametrize("flags", [
-    ("--iters", "0"), ("--iters", "9" * 21), ("--iters", "2.5"), ("--seed", "-1"), ("--seed", str(2**32)), ("--target", "x"), ("--share", "0")])
+    ("--iters", "0"), ("--iters", "9" * 21), ("--iters", "2.5"), ("--seed", "-1"), ("--seed", str(2**32)), ("--share", "0")])
 def test_bad_flags(refused, flags):
     assert flags[0] in refused(NAME, *flags)

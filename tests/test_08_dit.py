@@ -30,7 +30,7 @@ def run(lesson):
 
 def awake(net):  # in double precision, with random weights of adaLN
     for block in net.blocks:
-        nn.init.normal_(block.adaLN.weight, std=0.3)
+        nn.init.normal_(block.adaLN, std=0.3)
     return net.double()
 
 def by_hand(net, xt, t, y, patch, num_heads):
@@ -44,15 +44,13 @@ def by_hand(net, xt, t, y, patch, num_heads):
     x = np.stack([kernels @ xt[:, r:r + patch, k:k + patch].ravel() for r in cuts for k in cuts]) + w["patchify.bias"] + w["position"]
     for b in range(len(net.blocks)):
         p = {name.split(".", 2)[2]: value for name, value in w.items() if name.startswith(f"blocks.{b}.")}
-        shift1, scale1, gate1, shift2, scale2, gate2 = (p["adaLN.weight"] @ c).reshape(6, dim)
-        if num_heads:
-            h = norm(x) * (1 + scale1) + shift1
-            q, k, v = np.split(h @ p["qkv.weight"].T + p["qkv.bias"], 3, axis=1)
-            heads = []
-            for part in np.split(np.arange(dim), num_heads):
-                like = np.exp(q[:, part] @ k[:, part].T / math.sqrt(len(part)))
-                heads.append(like / like.sum(1, keepdims=True) @ v[:, part])
-            x = x + gate1 * (np.hstack(heads) @ p["out.weight"].T + p["out.bias"])
+        shift1, scale1, gate1, shift2, scale2, gate2 = (c @ p["adaLN"]).reshape(6, dim)
+        h, heads = norm(x) * (1 + scale1) + shift1, []
+        q, k, v = np.split(h @ p["qkv.0.weight"].T + p["qkv.0.bias"], 3, axis=1)
+        for part in np.split(np.arange(dim), num_heads):
+            like = np.exp(q[:, part] @ k[:, part].T / math.sqrt(len(part)))
+            heads.append(like / like.sum(1, keepdims=True) @ v[:, part])
+        x = x + gate1 * (np.hstack(heads) @ p["out.weight"].T + p["out.bias"])
         h = (norm(x) * (1 + scale2) + shift2) @ p["mlp.0.weight"].T + p["mlp.0.bias"]
         x = x + gate2 * (h * (1 + np.vectorize(math.erf)(h / math.sqrt(2))) / 2 @ p["mlp.2.weight"].T + p["mlp.2.bias"])
     x = norm(x) * w["head.0.weight"] + w["head.0.bias"]
@@ -62,7 +60,7 @@ def by_hand(net, xt, t, y, patch, num_heads):
             out[:, r:r + patch, k:k + patch] = next(rows).reshape(-1, patch, patch)
     return out
 
-@pytest.mark.parametrize("size, patch, channels, depth, num_heads", [(16, 4, 1, 2, 3), (28, 4, 3, 1, 1), (16, 16, 1, 1, 3), (12, 2, 3, 3, 0)])
+@pytest.mark.parametrize("size, patch, channels, depth, num_heads", [(16, 4, 1, 2, 3), (28, 4, 3, 1, 1), (16, 16, 1, 1, 3), (12, 2, 3, 3, 2)])
 def test_the_net_is_its_formula_token_by_token(pieces, size, patch, channels, depth, num_heads):
     net = awake(pieces.DiT(size, patch, channels, 5, 24, depth, num_heads))
     for number in net.head[0].parameters():
@@ -78,15 +76,16 @@ def test_new_blocks_are_the_identity_and_attention_reaches_all_pixels(pieces, ru
     before = net(xt, 0.5, torch.tensor([1, 2]))
     net.blocks = nn.ModuleList()
     assert torch.equal(net(xt, 0.1, torch.tensor([3, 0])), before)
-    assert all(block.adaLN.weight.abs().mean() > 0.01 for net in run.ns.nets.values() for block in net.blocks)
+    assert all(block.adaLN.abs().mean() > 0.01 for block in run.ns.net.blocks)
 
     def reach(net):
         x = torch.randn(1, 1, 16, 16).double().requires_grad_()
         net(x)[0, 0, 5, 6].backward()
         return (x.grad != 0).sum().item()
-    for num_heads, pixels in (3, 256), (0, 16):
-        dit = awake(pieces.DiT(16, 4, 1, 10, 24, 2, num_heads))
+    dit = awake(pieces.DiT(16, 4, 1, 10, 24, 2, 3))
+    for pixels in 256, 16:
         assert reach(lambda x: dit(x, torch.tensor(0.5).double(), torch.tensor([1]))) == pixels
+        [nn.init.zeros_(block.out.weight) for block in dit.blocks]  # attention returns nothing
     assert reach(nn.Conv2d(1, 1, 3, padding=1).double()) == 9
 
 class Recorder(nn.Module):
@@ -125,7 +124,7 @@ def test_the_trained_net_is_near_the_exact_mean_velocity(run, images, dropped):
         log_p[y[:, None] != ASKED] = -torch.inf
     exact = ((log_p.softmax(1) @ images.flatten(1)).view_as(xt) - xt) / (1 - t)
     with torch.no_grad():
-        assert (list(run.ns.nets.values())[1](xt, t, y * (not dropped)) - exact).square().mean() < 0.2 * exact.square().mean()
+        assert (run.ns.net(xt, t, y * (not dropped)) - exact).square().mean() < 0.2 * exact.square().mean()
 
 
 def test_guidance_is_linear_in_w_and_sampling_is_euler_and_ddim(pieces):
@@ -155,40 +154,38 @@ def guided_euler(net, xt, y, w):
 
 
 def test_claims_by_brute_force_digits_progress_and_page(run, images):
-    assert run.claims() == {"C1": True, "C2": True, "C3": True} and plt.imread(run.folder / f"{NAME}.png")[..., :3].std() > 0.05
-    assert re.findall(r"^iteration (\d+) of 800", run.text, re.M) == [str(i) for i in range(0, 800, 80)] * 2
+    assert run.claims() == {"C1": True, "C2": True} and plt.imread(run.folder / f"{NAME}.png")[..., :3].std() > 0.05
+    assert re.findall(r"^iteration (\d+) of 800", run.text, re.M) == [str(i) for i in range(0, 800, 80)]
     assert torch.equal(run.ns.images.cpu(), images) and torch.equal(run.ns.labels.cpu(), ASKED) and len(images.flatten(1).unique(dim=0)) == 40
     assert images[:, 0, 0, 0].min() == 1 and images.flatten(1).amin(1).max() < 0  # paper is 1, ink is black
     page_agrees(NAME, run)
     asked = torch.arange(1, 11)
     assert torch.equal(run.ns.y, asked) and run.ns.noise.shape == (10, 1, 16, 16) and abs(run.ns.noise.std() - 1) < 0.1
-    alone, dit = run.ns.nets.values()
-    distance, label = nearest(guided_euler(dit, run.ns.noise, asked, 2), images)
+    distance, label = nearest(guided_euler(run.ns.net, run.ns.noise, asked, 2), images)
     pairs = [np.linalg.norm((images[i] - images[j]).numpy()) for i in range(40) for j in range(i)]
-    (value, bound), (share, _), (without, larger) = run.numbers().values()
+    (value, bound), (share, _) = run.numbers().values()
     assert abs(distance.mean() / value - 1) < 2e-3 and abs(np.mean(pairs) / 2 / bound - 1) < 2e-3
-    assert abs(share - (label == asked).float().mean()) < 1e-3 and abs(larger / value - 1.25) < 2e-3
-    assert abs(nearest(guided_euler(alone, run.ns.noise, asked, 2), images)[0].mean() / without - 1) < 2e-3
+    assert abs(share - (label == asked).float().mean()) < 1e-3
 
 
-def test_rows_show_examples_and_nets_without_and_with_attention(run, images):
+def test_rows_show_samples_their_nearest_images_and_samples_without_label(run, images):
     def tiles(ax):
-        row = torch.tensor(np.asarray(ax.get_images()[-1].get_array()))
+        row = torch.tensor(np.asarray(ax.get_images()[0].get_array()))
         return torch.stack([row[:, k:k + 16].reshape(1, 16, 16) for k in range(0, 160, 16)]) * 2 - 1
-    assert [net.blocks[0].num_heads for net in run.ns.nets.values()] == [0, 4]
-    assert (tiles(run.ns.axes[0]) - images[:10]).abs().max() < 1e-6
     for w in (1, 0, 2):
         run.ns.slider.set_val(w)
-        for ax, net in zip(run.ns.axes[1:], run.ns.nets.values()):
-            expected = guided_euler(net, run.ns.noise, ASKED[:10], w).clamp(-1, 1)
-            assert (tiles(ax) - expected).abs().max() < 2e-3 and f"{net.blocks[0].num_heads} attention" in ax.get_title()
-        right = (nearest(tiles(ax), images)[1] == ASKED[:10]).float().mean()
-        assert right > 0.8 if w else right < 0.5
+        for ax, weight in zip(run.ns.axes[::2], (w, 0)):
+            assert (tiles(ax) - guided_euler(run.ns.net, run.ns.noise, ASKED[:10], weight).clamp(-1, 1)).abs().max() < 2e-3
+        shown, label = nearest(tiles(run.ns.axes[1]), images)
+        assert shown.max() < 1e-5 and torch.equal(label, nearest(guided_euler(run.ns.net, run.ns.noise, ASKED[:10], w), images)[1])
+        right = (label == ASKED[:10]).float().mean()
+        assert f"w = {w:.1f}" in run.ns.axes[0].get_title() and (right > 0.8 if w else right < 0.5)
+        assert [len(ax.get_images()) for ax in run.ns.axes] == [1, 1, 1]
 
 
 def test_breaks_and_same_seed_same_numbers(lesson, first_loss):
-    assert lesson(NAME, "--patch", "16", "--iters", "200").claims() == {"C1": False, "C2": True, "C3": False}
-    assert lesson(NAME, "--w", "0", "--iters", "200").claims()["C2"] is False
+    assert lesson(NAME, "--patch", "16", "--iters", "200").claims()["C1"] is False
+    assert lesson(NAME, "--w", "0", "--iters", "200").claims() == {"C1": False, "C2": False}
     a, b = lesson(NAME, "--iters", "12"), lesson(NAME, "--iters", "12", "--seed", "0")
     assert a.text == b.text and first_loss(NAME, "--iters", "12", "--seed", "4294967295") not in a.text
 
@@ -201,18 +198,18 @@ globals().update(vars(paste("{NAME}", "DiT", "sample")))
 {re.search(r"`(saved = torch.load[^`]+)`", page)[1]}
 torch.save(sample(net, *torch.load(sys.argv[1] + "/given.pt"), 20, 2), sys.argv[1] + "/samples.pt")"""
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=run.folder, check=True)
-    assert (torch.load(tmp_path / "samples.pt") - guided_euler(list(run.ns.nets.values())[1], run.ns.noise, run.ns.y, 2)).abs().max() < 1e-3
+    assert (torch.load(tmp_path / "samples.pt") - guided_euler(run.ns.net, run.ns.noise, run.ns.y, 2)).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("mode, name", [("RGB", "a.png"), ("RGBA", "a.PNG"), ("L", "a.png"), ("LA", "a.png"), ("P", "a.png"), ("L", "a.JPEG"), ("RGB", "a.jpg")])
-@pytest.mark.parametrize("height, width", [(32, 60), (48, 32)])
-def test_images_are_cropped_resized_and_put_on_white(pieces, tmp_path, mode, name, height, width):
+@pytest.mark.parametrize("height, width", [(32, 64), (48, 32)])
+def test_images_are_resized_and_put_on_white(pieces, tmp_path, mode, name, height, width):
     levels = np.random.default_rng(0).integers(0, 256, (height // 4, width // 4, 4)).repeat(4, 0).repeat(4, 1)
     image, jpg = Image.fromarray(levels.astype("uint8")).convert(mode), "j" in name.lower()
     image.save(tmp_path / name, **({"quality": 100, "subsampling": 0} if jpg else {}))
-    rgba, top, left = np.asarray(image.convert("RGBA")) / 255, (height - 32) // 2, (width - 32) // 2
+    rgba = np.asarray(image.convert("RGBA")) / 255
     on_white = rgba[..., 3:] * rgba[..., :3] + 1 - rgba[..., 3:]
-    expected = on_white[top:top + 32, left:left + 32].reshape(8, 4, 8, 4, 3).mean((1, 3)).transpose(2, 0, 1) * 2 - 1
+    expected = on_white.reshape(8, height // 8, 8, width // 8, 3).mean((1, 3)).transpose(2, 0, 1) * 2 - 1
     assert np.abs(pieces.load_image(tmp_path / name, 8).numpy() - expected).max() < (0.05 if jpg else 0.01)
 
 
@@ -222,21 +219,21 @@ def test_own_folder_has_a_class_for_each_subfolder_or_one(lesson, tmp_path):
         Image.new("RGB", (20 + 9 * k, 31), ["red", "blue"][k // 5]).save(tmp_path / "ab"[k // 5] / f"{k}.PNG")
     run = lesson(NAME, "--data", str(tmp_path), "--size", "16", "--iters", "20")
     assert run.claims() == {} and run.ns.labels.tolist() == [1] * 5 + [2] * 5 and run.ns.images.shape == (10, 3, 16, 16)
-    assert torch.equal(run.ns.images[9].cpu().mean((1, 2)), torch.tensor([-1.0, -1, 1])) and run.ns.config == (16, 4, 3, 2, 128, 4) and len(run.ns.nets) == 1
-    assert [np.asarray(ax.get_images()[-1].get_array()).shape for ax in run.ns.axes] == [(16, 160, 3)] * 2
+    assert torch.equal(run.ns.images[9].cpu().mean((1, 2)), torch.tensor([-1.0, -1, 1])) and run.ns.y.tolist() == [1, 2] * 5
+    assert list(run.ns.config.values()) == [16, 4, 3, 2, 128, 4, 4] and run.ns.lr == 0.004
+    assert [np.asarray(ax.get_images()[0].get_array()).shape for ax in run.ns.axes] == [(16, 160, 3)] * 3
     one = lesson(NAME, "--data", str(tmp_path / "a"), "--iters", "4", "--patch", "16")
-    assert one.ns.config[:4] == (28, 4, 3, 1) and one.ns.labels.tolist() == [1] * 5
+    assert list(one.ns.config.values())[:4] == [28, 4, 3, 1] and one.ns.labels.tolist() == [1] * 5
 
 
 def test_each_bad_folder_and_flag_gets_one_line_that_names_it(refused, tmp_path):
-    for folder in ("text", "sub", "torn"):
+    for folder in ("text", "torn"):
         (tmp_path / folder / "a").mkdir(parents=True)
         Image.new("L", (9, 9)).save(tmp_path / folder / "a" / "0.png")
     (tmp_path / "text/a/notes.txt").write_text("hello")
     (tmp_path / "torn/a/1.png").write_text("nothing")
-    (tmp_path / "sub/vacant").mkdir()
     (tmp_path / "bare").mkdir()
-    for folder, named in {"none": "none", "bare": "bare", "text": "notes.txt", "torn": "1.png", "sub": "vacant"}.items():
+    for folder, named in {"none": "none", "bare": "bare", "text": "notes.txt", "torn": "1.png"}.items():
         said = refused(NAME, "--data", str(tmp_path / folder))
         assert named in said and "png or jpg" in said, said
     for flags in (("--w", "-1"), ("--w", "9"), ("--iters", "0"), ("--seed", "-1"), ("--size", "30"), ("--patch", "5")):
@@ -257,15 +254,12 @@ def distance(images, tmp_path, monkeypatch):
         for old, new in zip(OLD, NEW[target]):
             assert text.count(old) == 1
             text = text.replace(old, new)
+        text = re.sub(r"x \+ (gate\d)", rf"x + ({gate} + \1)", text)  # the value at which gates start
         (tmp_path / f"{NAME}.py").write_text(text, encoding="utf-8")
         monkeypatch.setattr(conftest, "ROOT", tmp_path)
         changed = paste(NAME, "Block", "DiT", "train", "sample")
         torch.manual_seed(0)
         net = changed.DiT(16, patch, 1, 10, 48, depth, 4)
-        for block in net.blocks if gate else ():
-            block.adaLN = nn.Linear(48, 6 * 48)
-            nn.init.zeros_(block.adaLN.weight)
-            block.adaLN.bias.data = torch.tensor([0.0, 0, gate]).repeat_interleave(48).repeat(2)
         changed.train(net, images, ASKED, iters, lr)
         samples = changed.sample(net, torch.randn(40, 1, 16, 16), ASKED, 20)
         apart = (samples - images.view(4, 10, 1, 16, 16)[:, ASKED - 1]).square().mean((2, 3, 4)).sqrt()  # (4, 40)
@@ -276,5 +270,5 @@ def test_objectives_nets_an_mlp_that_predicts_the_image_and_gates(distance):
     table = {(target, patch): distance(target, patch) for target, patch in [("ddpm", 4), ("flow", 4), ("ddpm", 16), ("flow", 16), ("x", 16)]}
     assert max(table["ddpm", 4], table["flow", 4]) < 0.5 and min(table["ddpm", 16], table["flow", 16]) > 0.75
     assert table["x", 16] < table["flow", 4]
-    zero, one = (distance(depth=6, iters=150, gate=gate, lr=0.025) for gate in (0, 1))
+    zero, one = (distance(depth=6, iters=150, gate=gate, lr=0.02) for gate in (0, 1))
     assert zero < 0.6 and one > 0.8

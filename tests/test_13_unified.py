@@ -10,22 +10,23 @@ from torch import nn
 
 NAME = "13_unified"
 MODALITIES = ["image", "audio", "text"]
-KEYS = {697: "123", 770: "456", 852: "789", 941: "*0#"}  # of a telephone, in the columns 1209, 1336, 1477
-LABELS = ("<end> <image> <audio> <text> zero one two three four five six seven eight nine 0L 0R 1L 1R 2L 2R 3L 3R 4L 4R "
-          "5L 5R 6L 6R 7L 7R 8L 8R 9L 9R 697 770 852 941 1209 1336 1477").split()
+KEYS = "123 456 789 *0#".split()  # of a telephone: a row for each low tone, a column for each high one
+WORDS = "zero one two three four five six seven eight nine".split()
 GRAY, BLUE, RED = map(to_rgba, ("lightgray", "lightblue", "lightcoral"))
 PIECES = paste(NAME, "encode", "interleave", "count_digits", "UnifiedTransformer", "train", "generate")
 
 
+def label(d, modality):
+    """How the figure shows digit d."""
+    row = next(i for i, keys in enumerate(KEYS) if d in keys)
+    tones = f"{[697, 770, 852, 941][row]}\n{[1209, 1336, 1477][KEYS[row].index(d)]}"
+    return {"image": d, "audio": tones, "text": WORDS[int(d)]}[modality]
+
+
 def by_lookup(number, modality):
     """Tokens and positions of a number, a string of digits, in plain Python."""
-    tokens, positions = [1 + MODALITIES.index(modality)], [0]
-    for j, d in enumerate(number, 1):
-        row = next(i for i, keys in enumerate(KEYS.values()) if d in keys)
-        column = list(KEYS.values())[row].index(d)
-        new = {"image": [14 + 2 * int(d), 15 + 2 * int(d)], "audio": [34 + row, 38 + column], "text": [4 + int(d)]}[modality]
-        tokens, positions = tokens + new, positions + len(new) * [j]
-    return tokens + [0], positions + [0]
+    j = MODALITIES.index(modality)
+    return [1 + j] + [4 + 10 * j + int(d) for d in number] + [0], [0, *range(1, len(number) + 1), 0]
 
 
 @pytest.fixture(scope="module")
@@ -47,30 +48,29 @@ def test_tokens_and_positions_are_those_of_a_lookup(number):
 
 
 def by_hand(net, prompt, answer, heads):
-    """The net on one sequence, with matrices written out: pre-norm blocks, softmax over each token and those before it."""
-    w, first, h = net.state_dict(), {*range(4, 14), *range(14, 34, 2), *range(34, 38)}, []
+    """The net on one sequence, with matrices written out: a pre-norm block, softmax over each token and those before it."""
+    w, h = net.state_dict(), []
     norm = lambda h, name: (h - h.mean(1, True)) / (h.var(1, False, keepdim=True) + 1e-5).sqrt() * w[name + ".weight"] + w[name + ".bias"]
     linear = lambda h, name, dot=".": h @ w[name + dot + "weight"].T + w[name + dot + "bias"]
     for part, i in [(prompt, i) for i in range(len(prompt))] + [(answer, i) for i in range(len(answer))]:
-        h.append(w["token.weight"][part[i]] + w["position.weight"][(part[i] > 3) * sum(t in first for t in part[:i + 1])])
+        h.append(w["token.weight"][part[i]] + w["position.weight"][(part[i] > 3) * sum(t > 3 for t in part[:i + 1])])
     h = torch.stack(h)
-    for name in ("layers.layers.0.", "layers.layers.1."):
-        qkv = linear(norm(h, name + "norm1"), name + "self_attn.in_proj", "_").chunk(3, 1)
-        q, k, v = [x.unflatten(1, (heads, -1)).transpose(0, 1) for x in qkv]
-        weights = (q @ k.mT / q.shape[2] ** 0.5).exp().tril()
-        h = h + linear((weights / weights.sum(2, True) @ v).transpose(0, 1).flatten(1), name + "self_attn.out_proj")
-        h = h + linear(linear(norm(h, name + "norm2"), name + "linear1").clamp(0), name + "linear2")
+    qkv = linear(norm(h, "layer.norm1"), "layer.self_attn.in_proj", "_").chunk(3, 1)
+    q, k, v = [x.unflatten(1, (heads, -1)).transpose(0, 1) for x in qkv]
+    weights = (q @ k.mT / q.shape[2] ** 0.5).exp().tril()
+    h = h + linear((weights / weights.sum(2, True) @ v).transpose(0, 1).flatten(1), "layer.self_attn.out_proj")
+    h = h + linear(linear(norm(h, "layer.norm2"), "layer.linear1").clamp(0), "layer.linear2")
     return linear(h, "head")[len(prompt) - 1:]
 
 
 @pytest.mark.parametrize("n", [0, 1, 6])
 def test_the_net_is_causal_attention_by_hand(n):
     torch.set_default_dtype(torch.float64)
-    net = PIECES.UnifiedTransformer(41, dim=24, num_heads=3).requires_grad_(False)
+    net = PIECES.UnifiedTransformer(34, dim=24, num_heads=3).requires_grad_(False)
     _ = [p.normal_(std=0.3) for p in net.parameters()]
-    prompt, answer = torch.randint(41, (3, 7)), torch.randint(41, (3, n))
+    prompt, answer = torch.randint(34, (3, 7)), torch.randint(34, (3, n))
     logits = net(prompt, answer)
-    assert logits.shape == (3, n + 1, 41)
+    assert logits.shape == (3, n + 1, 34)
     for i in range(3):
         assert (logits[i] - by_hand(net, prompt[i].tolist(), answer[i].tolist(), 3)).abs().max() < 1e-10
 
@@ -78,36 +78,33 @@ def test_the_net_is_causal_attention_by_hand(n):
 def test_training_shows_all_nine_pairs_with_1_to_6_digits(monkeypatch, capsys):
     rates, step, loss, wanted, seen, pairs = [], torch.optim.Adam.step, nn.functional.cross_entropy, [], [], []
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self))
-    monkeypatch.setattr(nn.functional, "cross_entropy", lambda logits, target: wanted.append(target) or loss(logits, target))
+    monkeypatch.setattr(nn.functional, "cross_entropy", lambda logits, target: wanted.append((logits, target)) or loss(logits, target))
 
-    class Spy(nn.Linear):  # all 41 tokens alike, whatever it reads
+    class Spy(nn.Linear):  # its logits say which sequence and token they belong to, and are alike for all 34 tokens
         def forward(self, prompt, answer):
             seen.append((prompt, answer))
-            return (0 * self.bias).expand(len(prompt), answer.shape[1] + 1, 41)
-    assert isinstance(PIECES.train(Spy(1, 41), 240, batch_size=8, lr=0.02), Spy)
-    assert np.allclose(rates, 0.02 * (1 - np.arange(240) / 240))
-    printed = re.findall(r"iteration (\d+) of 240: loss (\S+)", capsys.readouterr().out)
-    assert printed == [(i, f"{np.log(41):.4f}") for i in ("0", "100", "200")]
-    for (prompt, shown), answer in zip(seen, wanted):
+            return (torch.arange(8 * (answer.shape[1] + 1)).view(8, -1, 1) + 0 * self.bias).expand(-1, -1, 34)
+    assert isinstance(PIECES.train(Spy(1, 34), 120, batch_size=8, lr=0.02), Spy)
+    assert np.allclose(rates, 0.02 * (1 - np.arange(120) / 120))
+    printed = re.findall(r"iteration (\d+) of 120: loss (\S+)", capsys.readouterr().out)
+    assert printed == [(i, f"{np.log(34):.4f}") for i in ("0", "100")]
+    for (prompt, shown), (logits, target) in zip(seen, wanted):
+        answer = target.view(8, -1)
+        assert torch.equal(shown, answer[:, :-1]) and torch.equal(logits[:, 0], torch.arange(len(target)))
         a, b = [MODALITIES[x[0, 0] - 1] for x in (prompt, answer)]
-        spelled, k = {tuple(by_lookup(str(d), a)[0][1:-1]): str(d) for d in range(10)}, len(by_lookup("0", a)[0]) - 2
-        for p, t in zip(prompt[:2].tolist(), answer[:2].tolist()):
-            number = "".join(spelled[tuple(p[i:i + k])] for i in range(1, len(p) - 1, k))
+        for p, t in zip(prompt.tolist(), answer.tolist()):
+            number = "".join(str((token - 4) % 10) for token in p[1:-1])
             assert by_lookup(number, a)[0] == p and by_lookup(number, b)[0] == t
         pairs.append((a, b, len(number)))
-        assert torch.equal(shown, answer[:, :-1]) and len(prompt) == 8
     assert len({pair[:2] for pair in pairs}) == 9 and {m for *_, m in pairs} == {1, 2, 3, 4, 5, 6}
 
 
 def shares(ns, net, digits, prompts=None):
-    """Of prompts and modalities: the share of numbers that are right, written token by token after the special token."""
+    """Of prompts and modalities: the share of numbers that are right if the net sees the right answer up to each token."""
     spelled, table = [ns.encode(digits, modality) for modality in MODALITIES], []
     for prompt, answer in [(p, a) for p in prompts or spelled for a in spelled]:
-        written = answer[:, :1]
-        with torch.no_grad():
-            while written.shape[1] < answer.shape[1]:
-                written = torch.cat([written, net(prompt, written)[:, -1:].argmax(2)], 1)
-        table.append((written == answer).all(1).double().mean().item())
+        is_right = net(prompt, answer[:, :-1]).argmax(2) == answer
+        table.append(is_right[:, 1:].all(1).double().mean().item())
     return np.reshape(table, (-1, 3))
 
 
@@ -128,56 +125,56 @@ def test_1_to_6_digits_are_right_and_7_and_8_are_not(run, monkeypatch):
     prompts = [run.ns.encode(digits, modality) for modality in MODALITIES] + [run.ns.interleave(digits)]
     down = lambda tokens: (7 - count(tokens)) * (tokens > 3) if any(tokens is x for x in prompts) else count(tokens)  # so it should write the reverse
     monkeypatch.setitem(run.ns.UnifiedTransformer.forward.__globals__, "count_digits", down)
-    assert shares(run.ns, run.ns.net, digits.flip(1), prompts).mean() > 0.4
+    assert shares(run.ns, run.ns.net, digits.flip(1), prompts).mean() > 0.9
 
 
-@pytest.mark.parametrize("start, length, wanted", [([], 9, [5, 6, 7, 0]), ([3], 9, [3, 6, 7, 0]), ([3], 3, [3, 6, 7]), ([3, 0], 9, [3, 0])])
-def test_generate_writes_until_the_end_or_the_length(start, length, wanted):
-    net = lambda prompt, written: nn.functional.one_hot(torch.tensor([[5, 6, 7, 0][:written.shape[1] + 1]]), 41)
-    assert PIECES.generate(net, torch.tensor([[1, 9]]), torch.tensor([start], dtype=torch.long), length).tolist() == [wanted]
+def test_positions_that_count_special_tokens_fail_on_a_mix_only(monkeypatch):
+    pieces, digits = paste(NAME, "train", "UnifiedTransformer", "interleave"), torch.randint(10, (50, 6))
+    monkeypatch.setitem(pieces.train.__globals__, "count_digits", lambda tokens: torch.arange(tokens.shape[1]).expand(tokens.shape))
+    net = pieces.train(pieces.UnifiedTransformer(34), 400)
+    assert shares(pieces, net, digits).mean() > 0.8 and shares(pieces, net, digits, [pieces.interleave(digits)]).mean() < 0.2
+
+
+def test_generate_writes_the_most_probable_token_until_the_length():
+    net = lambda prompt, answer: nn.functional.one_hot((answer.sum(1) + prompt[:, 0])[:, None].expand(-1, answer.shape[1] + 1) % 34, 34)
+    written = PIECES.generate(net, torch.tensor([[1, 9], [2, 9]]), torch.tensor([[3], [5]]), 4)
+    assert written.tolist() == [[3, 4, 8, 16], [5, 7, 14, 28]] and torch.equal(PIECES.generate(net, None, written, 4), written)
 
 
 def look(ns):
-    """Of each row of the figure: label, colors, and names of the tokens in order. A tile cuts half a digit out of a digit."""
-    rows = []
-    for ax in ns.axes:
-        names = [text.get_text() for text in ax.texts]
-        for i, text in [(i, text) for i, text in enumerate(ax.texts) if text.get_clip_on()]:
-            names[i] += "RL"[text.get_position()[0] - i]
-            assert np.allclose(ax.transData.inverted().transform_bbox(text.get_clip_box()).extents, [i, 0, i + 0.96, 2])
-        rows.append((ax.get_yticklabels()[0].get_text(), [tile.get_facecolor() for tile in ax.patches], names))
-    return rows
+    """Of each row of the figure: title, colors, and names of the tokens in order."""
+    return [(ax.get_title(loc="left"), [tile.get_facecolor() for tile in ax.patches], [text.get_text() for text in ax.texts]) for ax in ns.axes]
 
 
 def test_slider_reaches_lengths_that_were_not_trained(run):
-    labels = lambda number, modality: [LABELS[token] for token in by_lookup(number, modality)[0]]
+    labels = lambda number, modality: [f"<{modality}>", *[label(d, modality) for d in number], "<end>"]
     ns, before = run.ns, look(run.ns)
+    assert [name.replace("+", "\n") for name in ns.VOCAB] == ["<end>", "<image>", "<audio>", "<text>"] + [label(str(d), m) for m in MODALITIES for d in range(10)]
     for m in (4, 6, 7, 8, 6):
         ns.slider.set_val(m)
-        number, (prompt, image, audio, text, guess) = "31415926"[:m], look(ns)
-        assert prompt[2] == labels("314", "image") + labels(number[3:], "audio") and prompt[1] == len(prompt[2]) * [GRAY]
-        for modality, row in zip(MODALITIES, [image, audio, text]):
-            assert row[0] == f"wanted: {modality}\ntokens given: 1" and row[1] == [GRAY] + (len(row[2]) - 1) * [BLUE if m < 7 else RED]
-            assert (row[2] == labels(number, modality)) == (m < 7) and row[2][0] == f"<{modality}>" and len(row[2]) <= 20
-        assert guess[:2] == ("wanted: image\ntokens given: 0", len(guess[2]) * [RED]) and (guess[2] == labels(number, "text")) == (m < 7)
-    assert before == look(ns) and ns.VOCAB == LABELS
+        number, (prompt, *written, guess) = "31415926"[:m], look(ns)
+        assert prompt[2] == labels("314", "image") + labels(number[3:], "audio") and prompt[1] == (m + 4) * [GRAY]
+        for modality, row in zip(MODALITIES, written):
+            assert row[0] == f"Wanted: {modality}" and row[1] == [GRAY] + (m + 1) * [BLUE if m < 7 else RED]
+            assert (row[2] == labels(number, modality)) == (m < 7) and row[2][0] == f"<{modality}>"
+        assert guess[2][0] in ("<image>", "<audio>", "<text>") and (guess[2] in [labels(number, x) for x in MODALITIES]) == (m < 7)
+        assert guess[1] == (m + 2) * [BLUE if guess[2] == labels(number, "text") else RED]
+    assert before == look(ns) and guess[2][0] != "<text>"
 
 
-def test_text_begins_nearly_half_of_the_answers_as_it_is_short(run):
-    """The loss is a mean over an answer's tokens, so a first token weighs 1 / length: 1/6 against 1/10 for four digits."""
-    spelled = [run.ns.encode(torch.randint(10, (100, 4)), modality) for modality in MODALITIES]
-    assert [x.shape[1] for x in spelled] == [10, 10, 6]
-    with torch.no_grad():
-        p = np.mean([run.ns.net(x, x[:, :0])[:, 0].softmax(1)[:, 1:4].mean(0).numpy() for x in spelled], 0)
-    assert np.abs(p - [3 / 11, 3 / 11, 5 / 11]).max() < 0.12 and p.argmax() == 2, p
+def test_the_loss_ends_at_log_3_for_the_first_token_and_0_for_the_others(run):
+    spelled = [run.ns.encode(torch.randint(10, (100, 5)), modality) for modality in MODALITIES]
+    p = np.mean([run.ns.net(x, x[:, :0])[:, 0].softmax(1)[:, 1:4].mean(0).numpy() for x in spelled], 0)
+    loss = np.mean([nn.functional.cross_entropy(run.ns.net(x, x[:, :-1]).mT, x).item() for x in spelled])
+    assert np.abs(p - 1 / 3).max() < 0.12 and abs(loss - np.log(3) / 7) < 0.02, (p, loss)
 
 
 class TwoTowers(nn.Module):
     """One layer reads the prompt, without a mask. Another writes, and sees all vectors of the first, or only their sum."""
-    def __init__(self, one_vector, dim=64):
+    def __init__(self, one_vector, dim=48):
         super().__init__()
         self.one_vector = one_vector
-        self.token, self.position, self.head = nn.Embedding(41, dim), nn.Embedding(33, dim), nn.Linear(dim, 41)
+        self.token, self.position, self.head = nn.Embedding(34, dim), nn.Embedding(32, dim), nn.Linear(dim, 34)
         self.encoder, self.decoder = [nn.TransformerEncoderLayer(dim, 4, 2 * dim, 0, batch_first=True, norm_first=True) for _ in "12"]
 
     def forward(self, prompt, answer):
@@ -188,10 +185,10 @@ class TwoTowers(nn.Module):
 
 
 def test_two_towers_nearly_tie_if_all_vectors_pass_and_fail_if_one_does(run):
-    mean = []
+    mean, count = [], lambda net: sum(p.numel() for p in net.parameters())
     for net in (TwoTowers(one_vector=False), TwoTowers(one_vector=True)):
-        assert sum(p.numel() for p in net.parameters()) == sum(p.numel() for p in run.ns.net.parameters())
-        mean.append(shares(run.ns, run.ns.train(net, 800), torch.randint(10, (50, 6))).mean())
+        assert abs(count(net) / count(run.ns.net) - 1) < 0.1
+        mean.append(shares(run.ns, run.ns.train(net, 400), torch.randint(10, (50, 6))).mean())
     assert mean[0] > 0.75 and mean[1] < 0.1, mean
 
 
@@ -200,9 +197,10 @@ def test_break_one_answer_of_three_can_be_right(lesson):
     ns = broken.ns
     assert broken.claims() == {"C1": False, "C2": False}
     table = np.array([[ns.measure(ns.net, p, a, 0).item() for a in ns.answers] for p in [*ns.answers, ns.interleave(ns.digits)]])
-    assert table.sum(1).max() < 1 + 1e-6 and table[:3, 2].min() > 0.5
-    assert broken.numbers()["C1"][0] == table[:3].min() and broken.numbers()["C2"][0] == table[3].min()
-    assert [(row[0][-8:], row[2][0], set(row[1])) for row in look(ns)[1:]] == [("given: 0", "<text>", {color}) for color in (RED, RED, BLUE, RED)]
+    assert 0.9 < table.sum(1).min() <= table.sum(1).max() < 1 + 1e-6
+    assert broken.numbers()["C1"][0] == pytest.approx(table[:3].min()) and broken.numbers()["C2"][0] == pytest.approx(table[3].min())
+    rows = look(ns)[1:]
+    assert all(row[2] == rows[0][2] and set(row[1]) <= {BLUE, RED} for row in rows) and sum(row[1][0] == BLUE for row in rows[:3]) == 1
 
 
 def test_same_seed_same_numbers(lesson):

@@ -117,18 +117,20 @@ def test_train_is_adam_on_random_rows_and_returns_a_frozen_net(pieces, capsys):
     assert capsys.readouterr().out == f"Linear: 30 iterations, loss {loss:.4f}\n"
 
 
-def score(drawn, flags):  # accuracy, and its mean over the six orders of the drawn stripes, one after the other
+def score(drawn, flags):  # colors right, in any order and in place; in place, mean over the six orders of the drawn stripes
     color = ((np.asarray(drawn)[:, :, None] - list(COLORS.values())) ** 2).sum(3).argmin(2)
-    orders = [(color[:, list(order)] == flags.numpy()).mean() for order in itertools.permutations(range(3))]
-    return orders[0], np.mean(orders)
+    hits = np.array([(color[:, list(order)] == flags.numpy()).mean(1) for order in itertools.permutations(range(3))])
+    return hits.max(0).mean(), hits[0].mean(), hits.mean()
 
 
 def test_scores_by_all_six_orders_and_by_all_512_flags(pieces):
     drawn, flags = torch.randn(600, 3, 3), torch.randint(8, (600, 3))
-    assert abs(pieces.measure(drawn, flags) - score(drawn, flags)[0]) < 1e-6
-    orders = [pieces.measure(pieces.COLORS[FLAGS][:, list(order)], FLAGS) for order in itertools.permutations(range(3))]
-    assert orders[0] == 1 and abs(sum(orders) / 6 - 5 / 12) < 1e-6 and np.allclose(score(pieces.COLORS[FLAGS], FLAGS), [1, 5 / 12])
-    assert abs(np.mean([pieces.measure(pieces.COLORS[FLAGS], FLAGS[i]) for i in torch.randint(512, (99, 512))]) - 1 / 8) < 0.01  # chance
+    assert np.allclose(pieces.measure(drawn, flags), score(drawn, flags)[:2], atol=1e-6)
+    orders = np.array([pieces.measure(pieces.COLORS[FLAGS][:, list(order)], FLAGS) for order in itertools.permutations(range(3))])
+    assert (orders[:, 0] == 1).all() and orders[0, 1] == 1 and abs(orders[:, 1].mean() - 5 / 12) < 1e-6
+    assert np.allclose(score(pieces.COLORS[FLAGS], FLAGS), [1, 1, 5 / 12])
+    chance = pieces.measure(pieces.COLORS[FLAGS].repeat(512, 1, 1), FLAGS.repeat_interleave(512, 0))
+    assert np.allclose(chance, [0.2955, 1 / 8], atol=1e-3)
 
 
 def test_claims_figure_and_page(run):
@@ -136,17 +138,15 @@ def test_claims_figure_and_page(run):
     page_agrees(NAME, run)
 
 
-def check_figure(ns, encoder):  # flags, labels and title; returns the scores of pooled, cross, joint
-    assert list(ns.drawn[encoder]) == ["asked for", *MECHANISMS] and ns.axes.shape == (4, 5)
+def check_figure(ns, encoder):  # flags and labels; returns the scores of pooled, cross, joint
+    assert list(ns.drawn[encoder]) == ["asked for", *MECHANISMS] and ns.axes.shape == (4, 5) and " 5/12 = 42% " in ns.fig.get_suptitle()
     scores = np.array([score(x, ns.asked) for x in ns.drawn[encoder].values()])
-    for row, (name, x), (accuracy, _) in zip(ns.axes, ns.drawn[encoder].items(), scores):
-        label, percent = re.fullmatch(r"(.+)\n(\d+)% right", row[0].get_ylabel()).groups()
-        assert label == name and abs(int(percent) / 100 - accuracy) < 0.006
+    for row, (name, x), numbers in zip(ns.axes, ns.drawn[encoder].items(), scores):
+        label, *percent = re.fullmatch(r"(.+)\ncolors (\d+)%\nin place (\d+)%", row[0].get_ylabel()).groups()
+        assert label == name and np.allclose(np.array(percent, float) / 100, numbers[:2], atol=0.006)
         for ax, flag in zip(row, x):
             shown = np.asarray(ax.images[-1].get_array())
             assert shown.shape == (1, 3, 3) and np.allclose(shown[0], (flag.clip(-1, 1) + 1) / 2, atol=1e-5)
-    numbers = [int(n) / 100 for n in re.findall(r"(\d+)%", ns.fig.get_suptitle())]
-    assert np.allclose(numbers, [scores[2, 0], 5 / 12], atol=0.006) and f"to the {encoder} " in ns.fig.get_suptitle()
     return scores[1:]
 
 
@@ -156,8 +156,8 @@ def test_figure_and_claims_are_the_scores_of_the_drawn_flags(run, ns):
         said = dict(line.split() for line in ax.get_title().splitlines())
         assert [list(COLORS).index(said[p]) for p in ("left", "middle", "right")] == flag
     scores = check_figure(ns, "language model")
-    assert np.allclose(list(run.numbers().values()), [(scores[0, 0], 5 / 12), (scores[1:, 0].min(), 0.9)], atol=1e-3)
-    assert abs(scores[0, 0] - scores[0, 1]) < 0.05 and scores[0, 1] > 0.2  # pooled: some of WHAT (chance: 1/8), nothing of WHERE
+    assert np.allclose(list(run.numbers().values()), [(scores[0, 1], 5 / 12), (scores[1:, 1].min(), 0.9)], atol=1e-3)
+    assert 0.45 < scores[0, 0] < 0.8 and abs(scores[0, 1] - scores[0, 2]) < 0.05  # pooled: some of WHAT (chance: 0.3), nothing of WHERE
     assert ns.asked.shape == (800, 3) and len(ns.flags) == 3000 and (ns.drawn["bag of words"]["asked for"] == ns.COLORS[ns.asked]).all()
     assert np.isin(ns.asked @ torch.tensor([64, 8, 1]), ns.flags @ torch.tensor([64, 8, 1])).mean() > 0.98
     once, again = ns.told_twice.split(6, 1)
@@ -166,21 +166,20 @@ def test_figure_and_claims_are_the_scores_of_the_drawn_flags(run, ns):
 
 def test_the_radio_swaps_in_the_bag_of_words_and_it_places_nothing(pieces, ns):
     bag = ns.radio.set_active(1) or check_figure(ns, "bag of words")
-    assert (abs(bag[:, 0] - bag[:, 1]) < 0.05).all() and (bag[:, 0] < FROM_COLORS + 0.03).all() and bag[0, 1] > 0.2
-    assert ns.radio.set_active(0) or (check_figure(ns, "language model")[1:, 0] > 0.9).all()
+    assert (abs(bag[:, 1] - bag[:, 2]) < 0.05).all() and (bag[:, 1] < FROM_COLORS + 0.03).all()
+    assert bag[1:, 0].min() > 0.75 > bag[0, 0] > 0.45  # attention: most of WHAT
+    assert ns.radio.set_active(0) or (check_figure(ns, "language model")[1:, 1] > 0.9).all()
     losses = [pieces.flow_loss(ns.net, ns.COLORS[ns.flags], encode(ns.captions)) for encode in (ns.lm.embed, ns.lm)]
     assert losses[0] < losses[1] - 0.1  # the last net was trained on words alone, too
 
 
-def test_break(lesson):
-    run = lesson(NAME, "--bag", "--iters", "100")
-    assert run.claims() == {"C1": True, "C2": False} and run.ns.radio.value_selected == "bag of words"
-    assert abs(run.numbers()["C2"][0] - check_figure(run.ns, "bag of words")[1:, 0].min()) < 1e-3
-
-
-def test_same_seed_same_numbers(lesson, first_loss):
-    a, b = lesson(NAME, "--iters", "3"), lesson(NAME, "--iters", "3", "--seed", "0")
-    assert a.text == b.text and first_loss(NAME, "--iters", "3", "--seed", "4294967295") not in a.text
+def test_break_and_same_seed_same_numbers(lesson, first_loss):
+    a, b = lesson(NAME, "--iters", "3"), lesson(NAME, "--bag", "--iters", "3", "--seed", "0")
+    losses = a.text.partition("ok ")[0].splitlines()
+    assert len(losses) == 7 and b.text.startswith("\n".join(losses)) and first_loss(NAME, "--iters", "3", "--seed", "4294967295") not in a.text
+    assert b.claims() == {"C1": True, "C2": False} and b.ns.radio.value_selected == "bag of words"  # trained for 200: see the radio
+    numbers = check_figure(b.ns, "bag of words")[:, 1]
+    assert np.allclose([value for value, _ in b.numbers().values()], [numbers[0], numbers[1:].min()], atol=1e-3)
 
 
 @pytest.mark.parametrize("flags", [("--iters", "0"), ("--iters", "9" * 21), ("--seed", "-1"), ("--seed", "9" * 21), ("--bag=2",)])
@@ -188,28 +187,25 @@ def test_bad_flags(refused, flags):
     assert flags[0].split("=")[0] in refused(NAME, *flags)
 
 
-def test_a_colors_feature_also_says_its_position_and_a_word_alone_does_not(ns):
-    """Read off by least squares on half of the captions, tested on the other half. Chance: 1/3."""
+def test_features_say_positions_and_words_alone_do_not(ns):
+    """By least squares: a color's position (chance: 1/3), its color, and the flag from the mean (from its colors: 29/64)."""
+    def read(z, target, test, n):
+        w = torch.linalg.lstsq(z[:-test], nn.functional.one_hot(target[:-test], n).float(), driver="gelsd").solution
+        return ((z[-test:] @ w).argmax(1) == target[-test:]).float().mean()
     for encode, n, low, high in ((ns.lm, 3, 0.8, 1), (ns.lm.embed, 3, 0.28, 0.39), (ns.lm.embed, 8, 0.95, 1)):
-        z, target = encode(ns.captions)[:, 1::2].reshape(-1, 32), ns.captions[:, int(n == 8)::2].reshape(-1) - 3 * (n == 8)
-        w = torch.linalg.lstsq(z[:4500], nn.functional.one_hot(target[:4500], n).float(), driver="gelsd").solution
-        assert low < ((z[4500:] @ w).argmax(1) == target[4500:]).float().mean() <= high
+        target = ns.captions[:, int(n == 8)::2].reshape(-1) - 3 * (n == 8)
+        assert low < read(encode(ns.captions)[:, 1::2].reshape(-1, 32), target, 4500, n) <= high
+    for encode, low, high in ((ns.lm, 0.65, 1), (ns.lm.embed, 0.38, 0.5)):
+        mean = nn.functional.pad(encode(ns.captions).mean(1), (0, 1), value=1)
+        assert low < np.mean([read(mean, ns.flags[:, i], 800, 8) for i in range(3)]) <= high
 
 
-def learn(pieces, ns, mechanism, encode, captions):  # accuracy of a generator trained on these captions, asked by true ones
-    net = pieces.train(pieces.Generator(mechanism), pieces.flow_loss, ns.COLORS[ns.flags], encode(captions), 200)
-    return score(pieces.sample(net, torch.randn(800, 3, 3), encode(ns.asked_captions), 10), ns.asked)[0]
+def learn(pieces, ns, mechanism, encode):  # colors in place
+    net = pieces.train(pieces.Generator(mechanism), pieces.flow_loss, ns.COLORS[ns.flags], encode(ns.captions), 200)
+    return score(pieces.sample(net, torch.randn(800, 3, 3), encode(ns.asked_captions), 10), ns.asked)[1]
 
 
 def test_sums_of_bare_words_are_enough_for_cross_and_not_for_pooled(pieces, ns):
     sums = lambda captions: ns.lm.embed(captions).unflatten(1, (3, 2)).sum(2)  # the exercise: their mean has no order
     assert (sums(ns.captions).mean(1) - sums(ns.captions[:, [0, 3, 2, 1, 4, 5]]).mean(1)).abs().max() < 1e-5 and FROM_COLORS == 29 / 64
-    assert learn(pieces, ns, pieces.cross, sums, ns.captions) > 0.97 > 0.49 > learn(pieces, ns, pieces.pooled, sums, ns.captions)
-
-
-def test_bad_captions_are_learned_as_they_are(pieces, ns):
-    """A third of the color words is random: then 2/3 + 1/3 x 1/8 = 17/24 of them are right."""
-    lie = (torch.rand(ns.captions.shape) < 1 / 3) & (ns.captions > 2)
-    noisy = torch.where(lie, 3 + torch.randint(8, ns.captions.shape), ns.captions)
-    assert abs((noisy == ns.captions)[:, 1::2].float().mean() - 17 / 24) < 0.02  # of the captions
-    assert 0.4 < learn(pieces, ns, pieces.cross, ns.lm, noisy) < 17 / 24 + 0.03
+    assert learn(pieces, ns, pieces.cross, sums) > 0.97 > 0.49 > learn(pieces, ns, pieces.pooled, sums)

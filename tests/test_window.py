@@ -90,7 +90,7 @@ def drive(canvas, widgets):
     for name, w in widgets.items():
         box, slider = w.ax.bbox, hasattr(w, "valmin")  # the box moves with the layout
         mouse(name, "beside", lambda: w.val if slider else 0, lambda new: True, (box.x0 + 9, box.y1 + 5))
-        for path in ([0.25], [0.25, 0.9, 9], [0.9, 0.1, -9]) if slider else ():  # clicks; beyond the ends
+        for path in [[0.3, 0.1, -9]] if slider else ():  # a click, a move, and beyond the lower end, where draws cost least
             goal = w.valmin + min(max(path[-1], 0), 1) * (w.valmax - w.valmin)
             error = (w.valstep or 0) / 2 + (w.valmax - w.valmin) / 40  # half a step and a pixel
             mouse(name, path, lambda: w.val, lambda new: abs(new - goal) <= error,
