@@ -7,7 +7,7 @@
 Where lines cross, the net learns the mean of their velocities. Noise points that follow this mean
 end up distributed like the data. The reason is the continuity equation, which we check.
 
-RUN    python 05_cfm.py             (4 seconds; the slider sets the time t)
+RUN    python 05_cfm.py             (5 seconds; the slider sets the time t)
 BREAK  python 05_cfm.py --iters 20  (C3 fails: the net has not learned the mean velocity yet)
 PAPER  arXiv 2210.02747, equations 8 (mean), 9 (loss), and 26 (continuity), by Lipman et al."""
 import argparse

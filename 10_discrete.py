@@ -9,7 +9,7 @@ Here, a row of an image is a token, so one net could write text and images. A ne
 pixels by squared error returns the gray mean of all images that fit. A net that predicts tokens can
 choose one. But the tokens of one forward pass (short: pass) are sampled independently.
 
-RUN    python 10_discrete.py              (6 seconds; the slider sets the number of passes)
+RUN    python 10_discrete.py              (7 seconds; the slider sets the number of passes)
 BREAK  python 10_discrete.py --passes 1   (C1, C2 fail: with one pass, three methods are identical)
 PAPER  arXiv 2202.04200, section 3.2 (MaskGIT); 2107.03006, section 3 (absorbing diffusion)"""
 import argparse

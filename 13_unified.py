@@ -7,7 +7,7 @@
 A number can be drawn, dialed, or spelled. Once all three are tokens of one vocabulary, a net that
 predicts the next token, like GPT, translates any to any. A special token says what to write.
 
-RUN    python 13_unified.py                       (7 seconds; slider: 7 and 8 digits fail)
+RUN    python 13_unified.py                       (6 seconds; slider: 7 and 8 digits fail)
 BREAK  python 13_unified.py --no-special-tokens   (C1, C2 fail: the net must guess what to write)
 PAPER  arXiv 2405.09818 (Chameleon: one transformer for interleaved text and image tokens)"""
 import argparse

@@ -8,7 +8,7 @@ In image A, the digit in each cell names the next cell. The net follows A from a
 goal, 1 to 5 hops away. Then it draws image B, with the goal in black. But it can only make one hop
 per forward pass. So it first writes down the cells on its way, as its thoughts.
 
-RUN    python 14_reasoning_gen.py                 (8 seconds; move the slider to remove thoughts)
+RUN    python 14_reasoning_gen.py                 (11 seconds; move the slider to remove thoughts)
 BREAK  python 14_reasoning_gen.py --thoughts 0    (from 2 hops on, the net guesses, so C1 fails)
 PAPER  arXiv 2201.11903 (chain of thought), 2310.07923 (why it helps), 2405.09818 (Chameleon)"""
 import argparse

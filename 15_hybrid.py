@@ -7,7 +7,7 @@
 A frozen language model turns each word of a caption into a feature vector. Does a generator then
 know WHAT colors a flag has, and WHERE? That depends on the features, and on how it gets them.
 
-RUN    python 15_hybrid.py         (8 seconds; the radio buttons swap in a bag of words)
+RUN    python 15_hybrid.py         (11 seconds; the radio buttons swap in a bag of words)
 BREAK  python 15_hybrid.py --bag   (bare words don't say which color goes WHERE: C2 fails)
 PAPER  arXiv 2204.06125 (DALL-E 2, pooled), 2205.11487 (Imagen, cross), 2403.03206 (SD3, joint)"""
 import argparse
