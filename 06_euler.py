@@ -101,8 +101,8 @@ eps = torch.randn_like(x)
 first = velocity(train(eps, x, args.iters))
 
 # Reflow pairs each eps with the end x of its path, and trains on the straight lines between them.
-# Now each eps has only one x. So lines seldom cross, and there is little to average: the loss falls
-# from about 1.5 to 0.001, and the paths of the second net are nearly straight.
+# Now neighboring eps have neighboring x. So lines seldom cross, and there is little to average: the
+# loss falls from about 1.5 to 0.001, and the paths of the second net are nearly straight.
 ends = solve(first, eps, 10, rk4)[-1]  # (20000, 2), 40 NFE: RK4's error is small even at 16
 second = velocity(train(eps, ends, args.iters))
 

@@ -159,6 +159,19 @@ def first_loss(monkeypatch):
     return run
 
 
+@pytest.fixture
+def limits(monkeypatch):
+    """limits("06_euler"): --iters from 1 to 1,000,000 and --seed from 0 to 2**32 - 1 pass the lesson's checks, and no others."""
+    def check(name):
+        head = (ROOT / f"{name}.py").read_text(encoding="utf-8").partition("\nsignal.signal")[0]
+        for flag, good, bad in [("--iters", (1, 10**6), (0, 10**6 + 1)), ("--seed", (0, 2**32 - 1), (-1, 2**32))]:
+            for number in (*good, *bad):
+                monkeypatch.setattr(sys, "argv", [f"{name}.py", flag, str(number)])
+                with pytest.raises(SystemExit) if number in bad else contextlib.nullcontext():
+                    exec(head, {})
+    return check
+
+
 @pytest.fixture(scope="session")
 def refused(tmp_path_factory):
     """refused("06_euler", "--steps", "0"): ends in argparse's one line, status 2, and writes nothing."""

@@ -231,7 +231,8 @@ def test_an_untrained_net_fails(lesson):
     assert run.claims() == {"C1": True, "C2": False}
 
 
-def test_same_seed_same_numbers(lesson):
+def test_same_seed_same_numbers(lesson, limits):
+    limits(NAME)
     a, b, c = lesson(NAME, "--iters", "20"), lesson(NAME, "--iters", "20", "--seed", "0"), lesson(NAME, "--iters", "20", "--seed", "1")
     assert a.text == b.text != c.text
 

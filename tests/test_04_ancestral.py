@@ -256,7 +256,8 @@ def test_break_all_samples_end_in_one_small_spot(lesson):
     assert "100 steps with zero match" in run.text and cloud(run.ns.axes[2, 2]).std(0).max() < 0.15
 
 
-def test_same_seed_same_numbers_and_untrained_nets_fail(lesson, first_loss):
+def test_same_seed_same_numbers_and_untrained_nets_fail(lesson, first_loss, limits):
+    limits(NAME)
     a, b = (lesson(NAME, "--iters", "20", *seed) for seed in ([], ["--seed", "0"]))
     assert a.text == b.text and not a.claims()["C2"] and not a.claims()["C3"]
     assert first_loss(NAME, "--iters", "20", "--seed", "4294967295") not in a.text

@@ -249,7 +249,8 @@ def test_left_panel_shows_lines_that_cross_and_their_mean_velocity(run):
     assert abs(across.min() + across.max()) < 1e-5 and across.max() < 0.2
 
 
-def test_same_seed_same_numbers(lesson, first_loss):
+def test_same_seed_same_numbers(lesson, first_loss, limits):
+    limits(NAME)
     a, b = lesson(NAME, "--iters", "20"), lesson(NAME, "--iters", "20", "--seed", "0")
     assert a.text == b.text and first_loss(NAME, "--iters", "20", "--seed", "4294967295") not in a.text
 

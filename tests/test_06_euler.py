@@ -195,7 +195,8 @@ def test_break(lesson):
     assert run.claims() == {"C1": False, "C2": True}
 
 
-def test_same_seed_same_numbers(lesson, first_loss):
+def test_same_seed_same_numbers(lesson, first_loss, limits):
+    limits(NAME)
     a, b = lesson(NAME, "--iters", "20"), lesson(NAME, "--iters", "20", "--seed", "0")
     assert a.text == b.text and first_loss(NAME, "--iters", "20", "--seed", "4294967295") not in a.text
 

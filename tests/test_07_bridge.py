@@ -247,7 +247,8 @@ def test_break_and_a_net_of_one_iteration(lesson):
     assert lesson(NAME, "--iters", "1").claims() == {"C1": True, "C2": False}
 
 
-def test_same_seed_same_numbers(lesson, first_loss):
+def test_same_seed_same_numbers(lesson, first_loss, limits):
+    limits(NAME)
     a, b = lesson(NAME, "--iters", "1"), lesson(NAME, "--iters", "1", "--seed", "0")
     assert a.text == b.text and first_loss(NAME, "--iters", "1", "--seed", "4294967295") not in a.text
 

@@ -183,7 +183,8 @@ def test_rows_show_samples_their_nearest_images_and_samples_without_label(run, i
         assert [len(ax.get_images()) for ax in run.ns.axes] == [1, 1, 1]
 
 
-def test_breaks_and_same_seed_same_numbers(lesson, first_loss):
+def test_breaks_and_same_seed_same_numbers(lesson, first_loss, limits):
+    limits(NAME)
     assert lesson(NAME, "--patch", "16", "--iters", "200").claims()["C1"] is False
     assert lesson(NAME, "--w", "0", "--iters", "200").claims() == {"C1": False, "C2": False}
     a, b = lesson(NAME, "--iters", "12"), lesson(NAME, "--iters", "12", "--seed", "0")

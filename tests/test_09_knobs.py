@@ -203,7 +203,8 @@ def test_t_scale_1000_keeps_units_off_their_bend_and_the_loss_high(lesson, run):
     assert cloud(done.ns, done.ns.first)[2] > 0.5  # no moon
 
 
-def test_same_seed_same_numbers(run, first_loss):
+def test_same_seed_same_numbers(run, first_loss, limits):
+    limits(NAME)
     assert first_loss(NAME, "--seed", "0") in run.text and first_loss(NAME, "--seed", "4294967295") not in run.text
 
 

@@ -153,7 +153,8 @@ def test_slider_breaks_all_but_autoregressive(ns):
 def test_break(lesson):
     assert lesson(NAME, "--passes", "1", "--iters", "800").claims() == {"C1": False, "C2": False}
 
-def test_same_seed_same_numbers(lesson, first_loss):
+def test_same_seed_same_numbers(lesson, first_loss, limits):
+    limits(NAME)
     a, b = lesson(NAME, "--iters", "5"), lesson(NAME, "--iters", "5", "--seed", "0")
     assert a.text == b.text and first_loss(NAME, "--iters", "5", "--seed", "4294967295") not in a.text
 

@@ -191,7 +191,8 @@ def test_break(lesson):
     assert lesson(NAME, "--no-restart", "--iters", "100").claims() == {"C1": False, "C2": True, "C3": True}
 
 
-def test_same_seed_same_numbers_and_no_restart_changes_one_net_only(lesson):
+def test_same_seed_same_numbers_and_no_restart_changes_one_net_only(lesson, limits):
+    limits(NAME)
     a, b, c, d = (lesson(NAME, "--iters", "20", *flags) for flags in ((), ("--seed", "0"), ("--seed", "4294967295"), ("--no-restart",)))
     assert a.text == b.text != c.text
     def drawn(run):

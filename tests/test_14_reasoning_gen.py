@@ -190,7 +190,8 @@ def test_break_only_takes_the_thoughts_away(lesson):
     assert run.claims()["C1"] is False and run.claims()["C2"] and run.ns.slider.val == 0
     assert run.numbers()["C1"][0] == pytest.approx(run.ns.accuracy[0].min().item(), abs=1e-3) and run.ns.accuracy[4].min() > 0.5
 
-def test_same_seed_same_numbers(lesson, first_loss):
+def test_same_seed_same_numbers(lesson, first_loss, limits):
+    limits(NAME)
     a, b = lesson(NAME, "--iters", "5"), lesson(NAME, "--iters", "5", "--seed", "0")
     assert a.text == b.text and first_loss(NAME, "--iters", "5", "--seed", "4294967295") not in a.text and a.claims()["C1"] is False
 

@@ -173,7 +173,8 @@ def test_the_radio_swaps_in_the_bag_of_words_and_it_places_nothing(pieces, ns):
     assert losses[0] < losses[1] - 0.1  # the last net was trained on words alone, too
 
 
-def test_break_and_same_seed_same_numbers(lesson, first_loss):
+def test_break_and_same_seed_same_numbers(lesson, first_loss, limits):
+    limits(NAME)
     a, b = lesson(NAME, "--iters", "3"), lesson(NAME, "--bag", "--iters", "3", "--seed", "0")
     losses = a.text.partition("ok ")[0].splitlines()
     assert len(losses) == 7 and b.text.startswith("\n".join(losses)) and first_loss(NAME, "--iters", "3", "--seed", "4294967295") not in a.text
