@@ -171,8 +171,10 @@ def test_exact_answers_in_few_steps_and_c1_of_real_data(pieces):
 def test_the_learning_rate_falls_in_a_line(pieces, monkeypatch):
     rates, step = [], torch.optim.Adam.step
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self))
+    drawn, randint = [], torch.randint
+    monkeypatch.setattr(torch, "randint", lambda *shape: drawn.append(shape) or randint(*shape))
     pieces.train(ABAR[:11, 0].float(), 201, batch_size=8, lr=0.1)
-    assert np.allclose(rates, 0.1 * (1 - np.arange(201) / 201)) and pieces.train.__defaults__ == (64, 1024, 0.03)  # as measured
+    assert np.allclose(rates, 0.1 * (1 - np.arange(201) / 201)) and (1, 11, (8, 1)) in drawn
 
 
 def test_the_net_is_near_the_mean_of_eps(run):
