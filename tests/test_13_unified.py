@@ -65,14 +65,13 @@ def by_hand(net, prompt, answer, heads):
 
 @pytest.mark.parametrize("n", [0, 1, 6])
 def test_the_net_is_causal_attention_by_hand(n):
-    torch.set_default_dtype(torch.float64)
     net = PIECES.UnifiedTransformer(34, dim=24, num_heads=3).requires_grad_(False)
     _ = [p.normal_(std=0.3) for p in net.parameters()]
     prompt, answer = torch.randint(34, (3, 7)), torch.randint(34, (3, n))
     logits = net(prompt, answer)
     assert logits.shape == (3, n + 1, 34)
     for i in range(3):
-        assert (logits[i] - by_hand(net, prompt[i].tolist(), answer[i].tolist(), 3)).abs().max() < 1e-10
+        assert (logits[i] - by_hand(net, prompt[i].tolist(), answer[i].tolist(), 3)).abs().max() < 1e-4
 
 
 def test_training_shows_all_nine_pairs_with_1_to_6_digits(monkeypatch, capsys):
