@@ -40,8 +40,8 @@ def films(n):
     """Return n samples of p_data, of shape (n, 14)."""
     return FILMS[torch.randint(64, (n,))] + STD * torch.randn(n, 14)
 
-# --- Why it is hard to model p_data. A net can score any x. To get a density, we must divide this
-# score by its integral over all x, which is out of reach for images.
+# --- Why it is hard to model p_data. A net can rate any x. To get a density, we must divide the
+# ratings by their integral over all x. For most nets, this integral is out of reach on images.
 
 # Even a known p_data is hard to sample. Importance sampling draws n guesses x from an easy prior,
 # here N(0, I), and picks some of them with probabilities proportional to their weights w.

@@ -123,12 +123,12 @@ def draw_board(ax, title, board):
 def draw(num_thoughts):
     written = examples[int(num_thoughts)]
     text = written[START:-11]  # start, thoughts, and goal
-    thoughts = text[1:-1].tolist()
-    draw_board(left, f"Map A: start {text[0]}, goal {text[-1]},\nthoughts {thoughts}", image_a[1])
+    color = "tab:blue" if text[-1] == path[1, 5] else "tab:red"
+    draw_board(left, f"Map A, start to goal: {text.tolist()}\n(red arrows: wrong goal)", image_a[1])
     draw_board(middle, "Image B\n(a color for each digit)", image_b[1])
     draw_board(right, "Answer: B, with the last cell\nof the arrows in black", written[-10:-1])
     xy = torch.stack([text % 3, text // 3])  # columns and rows of the cells
-    left.quiver(*xy[:, :-1], *xy.diff(), color="C0", angles="xy", scale_units="xy", scale=1.2)
+    left.quiver(*xy[:, :-1], *xy.diff(), color=color, angles="xy", scale_units="xy", scale=1.2)
 
 slider = plt.Slider(plt.axes([.6, 0, .2, .1]), "thoughts", 0, 4, valinit=args.thoughts, valstep=1)
 slider.on_changed(draw)
