@@ -8,7 +8,7 @@ Where lines cross, the net learns the mean of their velocities. Noise points tha
 end up distributed like the data. The reason is the continuity equation, which we check.
 
 RUN    python 05_cfm.py             (5 seconds; the slider sets the time t)
-BREAK  python 05_cfm.py --iters 20  (C3 fails: the net has not learned the mean velocity yet)
+BREAK  python 05_cfm.py --target x  (C3 fails: noise that follows a position misses the data)
 PAPER  arXiv 2210.02747, equations 8 (mean), 9 (loss), and 26 (continuity), by Lipman et al."""
 import argparse
 import signal
@@ -17,6 +17,7 @@ import torch
 from torch import autograd, nn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+parser.add_argument("--target", choices=["v", "x"], default="v", help="learn v (default) or x")
 parser.add_argument("--iters", type=int, default=1000, help="training iterations (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
@@ -25,7 +26,7 @@ if not (1 <= args.iters <= 10**6 and 0 <= args.seed < 2**32):
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the script without a traceback
 torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # such small nets run fastest on a single core
-torch.set_default_dtype(torch.float64)  # 16 digits, so that C1 can check ten
+torch.set_default_dtype(torch.float64)  # because C1 checks ten digits
 
 # --- Data: two moons, as a mixture of 64 narrow Gaussians, so that p_data has a closed form
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
@@ -41,9 +42,9 @@ def two_moons(n):
 # xt = t * x + (1 - t) * eps, and its velocity is d(xt)/dt = x - eps. Lines cross, so the same xt
 # comes with different targets x - eps. Let v be their mean. Then the mean of (net - target)^2 is
 #     (net - v)^2 + mean of (v - target)^2
-# because the cross term, 2 * (net - v) * (v - target), has the mean 0. Only the first part depends
-# on the net, and it is lowest at net = v. So the net learns v(xt, t) = E[x - eps | xt].
-def train(iters, width=32, batch_size=1024, lr=0.04):  # a high rate, as iterations are few
+# because at fixed xt and t, the cross term, 2 * (net - v) * (v - target), averages to 0. Only the
+# first part depends on the net, and it is lowest at net = v. So the net learns E[x - eps | xt].
+def train(iters, target, width=32, batch_size=1024, lr=0.04):  # a high rate, as iterations are few
     net = nn.Sequential(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
                         nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2))
     optimizer = torch.optim.Adam(net.parameters())
@@ -52,8 +53,8 @@ def train(iters, width=32, batch_size=1024, lr=0.04):  # a high rate, as iterati
         x, eps = two_moons(batch_size), torch.randn(batch_size, 2)
         t = torch.rand(batch_size, 1)
         xt = t * x + (1 - t) * eps
-        v_hat = net(torch.cat([xt, t], 1))
-        loss = (v_hat - (x - eps)).square().mean()  # stays above 0, as lines cross
+        goal = x - eps if target == "v" else x  # with x, it learns E[x | xt] instead
+        loss = (net(torch.cat([xt, t], 1)) - goal).square().mean()  # stays above 0, as lines cross
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -74,15 +75,16 @@ def sample(v, noise, num_steps=50):  # moves noise (B, 2) along v(xt, t) from t 
 # cross, their flows add up to p * v, because v is the mean of their velocities. So
 #     dp/dt = -div(p * v)    (the continuity equation; div measures what leaves the box)
 # Now let noise move with v. Its density q obeys the same rule, dq/dt = -div(q * v). At t = 0, both
-# are noise, so q = p. The rule keeps them equal up to t = 1, where p is the density of the data.
+# are noise, so q = p. The start and the rule fix the rest, so at t = 1 both are p_data.
 
-# --- Check. For our data, v has a formula. Given its center, x is Gaussian, so linear regression is
-# exact. It is linear in the center, so with E[center | xt] in the center's place, it is E[x | xt].
+# --- Check. For our data, v has a formula. Given the center, x and xt are Gaussian, so linear
+# regression is exact, with cov(x, xt) = t * STD^2 and var(xt) = t^2 * STD^2 + (1 - t)^2:
 #     E[x | xt, center] = center + cov(x, xt) / var(xt) * (xt - t * center)
-#     cov(x, xt) = t * STD^2  and  var(xt) = t^2 * STD^2 + (1 - t)^2
+# This is linear in the center. So averaging over all centers puts their mean in its place:
+#     E[x | xt] = c + cov(x, xt) / var(xt) * (xt - t * c)  with  c = E[center | xt]
 def log_likelihoods(xt, t):  # log p(xt | center) for xt (B, 2) and t (B, 1)
     var = (t * STD) ** 2 + (1 - t) ** 2  # (B, 1)
-    offset = xt[:, None] - t[:, None] * CENTERS  # (B, 64, 2)
+    offset = xt[:, None] - t[:, None] * CENTERS  # (B, 1, 2) - (B, 1, 1) * (64, 2) = (B, 64, 2)
     return -offset.square().sum(2) / (2 * var) - (2 * torch.pi * var).log()  # (B, 64)
 
 def mean_data(xt, t):  # E[x | xt], (B, 2)
@@ -96,49 +98,48 @@ def mean_velocity(xt, t):  # v = E[x - eps | xt], (B, 2), for t < 1
 def continuity_error(v, xt, t):  # the norm of dp/dt + div(p * v), divided by that of dp/dt
     xt, t = xt.clone().requires_grad_(), t.clone().requires_grad_()
     p = log_likelihoods(xt, t).exp().mean(1)  # (B,), as all centers are equally likely
-    flow_x, flow_y = p * v(xt, t).T  # (B,) each
-    dp_dt = autograd.grad(p.sum(), t, retain_graph=True)[0][:, 0]  # of each p by its own t
+    flow_x, flow_y = p * v(xt, t).T  # (B,) * (2, B) = (2, B), so (B,) each
+    dp_dt = autograd.grad(p.sum(), t, retain_graph=True)[0][:, 0]  # (B,), as rows never mix
     out_x = autograd.grad(flow_x.sum(), xt, retain_graph=True)[0][:, 0]
     out_y = autograd.grad(flow_y.sum(), xt)[0][:, 1]
     return (dp_dt + out_x + out_y).norm() / dp_dt.norm()
 
-# --- Figure. In the third panel, noise follows E[x | xt], a position, as if it were a velocity
-net = train(args.iters)
+# --- Figure. Noise follows the net and, as a negative control, E[x | xt], which is a position
+net = train(args.iters, args.target)
 x, eps = two_moons(2000), torch.randn(2000, 2)
 lines = sample(lambda xt, t: x - eps, eps)  # (51, 2000, 2), each point with its own velocity
 moved = sample(lambda xt, t: net(torch.cat([xt, t], 1)), eps)
-wrong = sample(mean_data, eps)
+paths = [lines, moved, sample(mean_data, eps)]  # the last follows a position, as if by mistake
 gap = (moved[-1] - sample(mean_velocity, eps)[-1]).norm(dim=1).mean()
-
 distance = (lines[25] - torch.tensor([1, 0.5])).norm(dim=1)  # (2000,), at t = 0.5
 nearest = distance.argsort()[:10]
 v = (x - eps)[nearest].mean(0).numpy()
-titles = ["Black: lines from noise (dots) cross near (1, 0.5)\nat t = 0.5. Arrow: mean velocity v",
-          f"Blue: the same noise moved by the net.\nMean distance from where v ends: {gap:.2f}",
-          "Orange: noise moved by E[x | xt], a position.\nIt misses the data (gray, at t = 1)"]
-fig, axes = plt.subplots(1, 3, figsize=(17, 5.3), layout="constrained", subplot_kw={"aspect": 1})
-slider = plt.Slider(plt.axes([0.3, 0.02, 0.4, 0.03]), "t", 0, 1, valinit=1, initcolor="none")
+titles = ["Lines from noise to data cross. There, the best\nguess is their mean velocity v (arrow)",
+          f"Noise moved by the net's {args.target}\n{'ends as' if gap < STD else 'misses'} data",
+          "Noise that follows a position, E[x | xt],\nmisses the data"]
+fig, axes = plt.subplots(1, 3, figsize=(15, 5.8), layout="constrained", subplot_kw={"aspect": 1})
+slider = plt.Slider(plt.axes([0.3, 0.02, 0.4, 0.03]), "time t", 0, 1, valinit=1, initcolor="none")
 
 def draw(t):
     i = round(50 * t)
-    for ax, title, path, c in zip(axes, titles, [lines, moved, wrong], ["0.7", "C0", "C1"]):
+    for ax, title, path in zip(axes, titles, paths):
+        reach = path[-1].abs().max().item()  # so that all ends are in the panel
         ax.clear()
-        ax.set(title=title, xlim=(-2.8, 2.8), ylim=(-2.1, 2.1))
-        ax.scatter(*lines[i].T, 3, "0.7")
-        ax.scatter(*path[i].T, 3, c)
-        for k in nearest:
-            ax.plot(*path[:i + 1, k].T.numpy(), "ko-", markevery=[0])  # a dot at its start
-    axes[0].arrow(1, 0.5, *v, width=0.1, length_includes_head=True, zorder=3)
+        ax.set_title(title)
+        ax.axis([-reach, reach, -reach, reach])
+        ax.scatter(*x.T, 5, "0.7")
+        ax.scatter(*path[i].T, 5)
+        ax.plot(*path[:i + 1, nearest].movedim(2, 0).numpy(), "ko-", markevery=[0])
+        ax.legend(["data", "points at time t", "ten paths from noise (dots)"], loc="lower left")
+    axes[0].arrow(1, 0.5, *v, width=0.08, length_includes_head=True, color="C1")
 draw(1)
 slider.on_changed(draw)
 fig.savefig("05_cfm.png", dpi=120)
 
-# --- Claims. C1 and C2 compare the error with dp/dt. For 0.9 * v, it would be 0.1, because then
-# dp/dt - 0.9 * dp/dt is left. C3 is a mean distance, and STD is the std across a moon.
+# --- Claims. A velocity 10 % too small would give an error of 0.1. STD is the std across a moon.
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
-
 t = torch.rand(2000, 1)
 xt = t * x + (1 - t) * eps
 claim("C1", "v obeys the continuity equation", continuity_error(mean_velocity, xt, t), "<", 1e-10)

@@ -4,9 +4,6 @@
 # ///
 """09 Practical knobs: prediction target, t_scale, noise schedule, solver order, and guidance.
 
-A small net turns noise into two moons. Knobs 1 and 2 set what it predicts and how it reads time.
-Knobs 3 to 5 set how we sample: at which times, with which solver, and how much the label counts.
-
 RUN    python 09_knobs.py                (5 seconds; move the slider, or try --t-scale 1000)
 BREAK  python 09_knobs.py --target eps   (C1 fails: errors blow up near noise, so linear wins)
 PAPER  arXiv 2102.09672, equation 17 (schedule); 2202.00512 (targets); 2207.12598 (guidance)"""
@@ -30,30 +27,26 @@ torch.set_num_threads(1)  # such small nets run fastest on a single core
 
 angle = torch.pi * torch.rand(3200, 1)
 moon = torch.hstack([angle.cos() - 0.5, angle.sin() - 0.25])  # (3200, 2), the upper half circle
-upper = (moon + 0.09 * torch.randn(3200, 2)) / 0.7107  # (3200, 2), the mean |x|^2 is 2
+upper = (moon + 0.09 * torch.randn(3200, 2)) / 0.7107  # (3200, 2), mean |x|^2 is 2, as for noise
 y = 1 - 2 * torch.randint(2, (3200, 1))  # label 1 is the upper moon, -1 is the lower moon
 x = y * upper  # the lower moon is the upper one, turned by 180 degrees
-y[torch.rand(3200) < 0.2] *= -1  # one label in five is wrong, so w = 1 misses the moon as often
+y[torch.rand(3200) < 0.2] *= -1  # a fifth is wrong, so guidance (knob 5) has something to repair
 
 # --- Knob 1, the target: v, eps, or x0 (the data x). Points xt = a * x + s * eps, with a = sin(t)
 # and s = cos(t), move from noise (t = 0) to data (t = pi / 2), with velocity v = s * x - a * eps.
-# A net learns the mean of its target, given xt. The mean v moves noise to data, because it decides
-# how many points enter or leave a region (lesson 05). The others give it (use a^2 + s^2 = 1):
-#     s * xt - eps = s * a * x - a^2 * eps = a * v
-#     x - a * xt   = s^2 * x - a * s * eps = s * v
+# By squared error, nets learn the mean target at xt. Noise that moves with the mean v becomes data,
+# as only v decides how many points cross a boundary (lesson 05). These linear steps hold for means:
+#     s * xt - eps = s * a * x + (s^2 - 1) * eps = a * (s * x - a * eps) = a * v     (a^2 + s^2 = 1)
+#     x - a * xt   = (1 - a^2) * x - a * s * eps = s * (s * x - a * eps) = s * v
 def convert_to_v(net, target, t_scale):  # returns v(xt, t, y) for a number t
     def v(xt, t, y):
-        out = net(torch.hstack([xt, t_scale * t.expand(len(xt), 1), y]))  # (B, 2)
+        out = net(torch.hstack([xt, t_scale * t.expand_as(y), y]))  # (B, 2)
         a, s = t.sin().clamp(0.02), t.cos().clamp(0.02)  # never divide by 0
-        if target == "eps":
-            return (s * xt - out) / a  # a is nearly 0 at the start, so errors blow up there
-        if target == "x0":
-            return (out - a * xt) / s  # s is nearly 0 at the end, so errors blow up there
-        return out
+        return {"v": out, "eps": (s * xt - out) / a, "x0": (out - a * xt) / s}[target]
     return v
 
-# --- Knob 2, t_scale: how the net reads time. DiT's sines of t were made for DDPM, where t is up to
-# 1000, so flows feed it 1000 * t. Our net has no sines, and such numbers drown xt.
+# --- Knob 2, t_scale: how the net reads time. DiT, a transformer, embeds t by sines that are made
+# for DDPM's t = 1 to 1000, so flow models feed it 1000 * t. Without sines, such numbers drown xt.
 def train(x, y, target, t_scale, iters, width=64, batch_size=1024, lr=0.03):
     net = nn.Sequential(nn.Linear(4, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
                         nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2))
@@ -80,28 +73,29 @@ def train(x, y, target, t_scale, iters, width=64, batch_size=1024, lr=0.03):
 def linear_times(num_steps):
     beta = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])  # as in lesson 02
     a = (1 - beta).cumprod(0).sqrt()  # (1001,), from 1 at data to almost 0 at noise
-    step = torch.linspace(1000, 0, num_steps + 1).round().long()  # from noise to data
-    return a[step].asin()  # t, because a = sin(t)
+    step = torch.linspace(1000, 0, num_steps + 1).round()  # from noise to data
+    return a[step.long()].asin()  # t, because a = sin(t)
 
-def cosine_times(num_steps):  # with --target eps, the first step is too long, and C1 fails
+def cosine_times(num_steps):  # --target eps errs near noise, where its steps are longer: C1 fails
     return torch.linspace(0, torch.pi / 2, num_steps + 1)  # a = sin(t) = cos(pi / 2 - t)
 
 # --- Knob 4, the solver. Euler (order 1) moves with the velocity at its start. Heun (order 2)
-# averages it with the velocity at Euler's end, and errs less at as many evaluations of v (NFE).
+# averages it with the velocity at Euler's end, and errs less at equal NFE (number of evaluations).
 def sample(net, xt, y, times, order=2):
     """Turn noise xt, (B, 2), into data by any net(xt, t, y) that returns velocities, (B, 2)."""
     for t, h in zip(times, times.diff()):  # from t to t + h
         v = net(xt, t, y)
-        if order == 2:  # evaluates v at the very end, so with --target x0, C2 fails
+        if order == 2:  # reaches t = pi / 2, where --target x0 divides by 0.02: C2 fails
             v = (v + net(xt + h * v, t + h, y)) / 2
         xt = xt + h * v
     return xt
 
-# --- Knob 5, guidance: how much the label counts. To fit it better, we aim at p(xt) * p(y | xt)^w,
-# where w > 1. By Bayes' rule, p(y | xt) = p(y) * p(xt | y) / p(xt), so its log is a constant plus
-#     log p(xt) + w * (log p(xt | y) - log p(xt))
-# Its gradient, the score, is -(mean eps) / s (lesson 07), and by knob 1, a * v / s - xt. So we do
-# the same with v. A large w drives samples too far from the other moon, and amplifies net errors.
+# --- Knob 5, guidance: how strongly the label steers. We aim at p(xt) * p(y | xt)^w with w > 1. By
+# Bayes' rule, p(y | xt) is p(y) * p(xt | y) / p(xt). So the log is (1 - w) * log p(xt), plus
+# w * log p(xt | y), plus a constant. The score, grad log p, is -(mean eps) / s (lesson 07), so
+#     score        = a * v / s - xt                       (by knob 1, -eps = a * v - s * xt)
+#     guided score = (1 - w) * null score + w * score     (null means without a label)
+#     guided v     = (1 - w) * null v + w * v             (-xt stays, as 1 - w and w add up to 1)
 def guide(net, w):
     """Return net(xt, t, y) with classifier-free guidance of weight w; y = 0 means no label."""
     def guided(xt, t, y):
@@ -113,38 +107,44 @@ net = train(x, y, args.target, args.t_scale, args.iters).requires_grad_(False)
 v = convert_to_v(net, args.target, args.t_scale)
 noise, label = torch.randn(2000, 2), torch.ones(2000, 1)  # we ask for the upper moon
 exact = sample(v, noise, label, cosine_times(50))  # many steps, so nearly exact
-settings = (linear_times(16), 1), (cosine_times(16), 1), (cosine_times(8), 2)  # 16 NFE each
-ends = [sample(v, noise, label, *setting) for setting in settings]
-linear, cosine, heun = [(end - exact).norm(dim=1).mean().item() for end in ends]
+error = lambda *settings: (sample(v, noise, label, *settings) - exact).norm(dim=1).mean().item()
+linear = error(linear_times(16), 1)
+cosine = error(cosine_times(16), 1)
+heun = error(cosine_times(8), 2)  # 16 evaluations, too
+schedule = "cosine beats linear" if cosine < linear else "linear beats cosine"
+solver = "Heun beats Euler" if heun < cosine else "Euler beats Heun"
 
-fig, ((chart, first), (second, third)) = plt.subplots(2, 2, figsize=(11, 8))
-fig.suptitle("Gray: the moon we ask for. Blue: samples on it. Red: samples over 0.1 away from it")
-chart.bar(["Euler, linear", "Euler, cosine", "Heun, cosine"], [linear, cosine, heun])
-chart.set_title(f"Distance to exact ends, 16 NFE: Heun errs {heun / cosine:.0%} as much")
-def is_off(samples, moon):  # (B,), over 0.1 away from all points of the moon
-    return torch.cdist(samples, moon).amin(1) > 0.1
+samples = torch.stack([sample(guide(v, w), noise, label, cosine_times(20)) for w in range(9)])
+far = torch.cdist(samples, upper).amin(2) > 0.1  # (9, 2000), not on the upper moon
+off = far.float().mean(1)  # (9,), their share: at w = 1, about a fifth, like the wrong labels
 
-def draw(ax, w):
-    samples = sample(guide(v, w), noise, label, cosine_times(50))
-    off = is_off(samples, upper)
-    ax.clear()
-    ax.scatter(*upper.T, 8, "0.7")
-    ax.scatter(*samples.T, 4, off, cmap="coolwarm", vmin=0, vmax=1)
-    ax.axis([-4, 3, -2, 3])
-    ax.set_title(f"Guidance w = {w:.1f}: {off.float().mean():.0%} off the moon")
-for ax, w in (first, 1), (second, 2), (third, 8):
-    draw(ax, w)
-slider = plt.Slider(plt.axes([0.1, 0.02, 0.35, 0.03]), "w", 0, 8, valinit=2)
-slider.on_changed(lambda w: draw(second, w))
+fig, (factor, bars, dots) = plt.subplots(1, 3, figsize=(13, 5), layout="constrained")
+t = torch.linspace(0.02, 1.55, 100)
+factor.semilogy(t, 1 / t.sin(), t, 1 / t.cos(), t, t**0)  # convert_to_v divides errors by a or s
+factor.legend(["net predicts eps: 1 / a", "net predicts x0: 1 / s", "net predicts v: 1"])
+factor.set(title="Errors of eps blow up near noise,\nthose of x0 near data",
+           xlabel="t, from noise to data", ylabel="error of v / error of the net")
+bars.bar(["Euler, linear", "Euler, cosine", "Heun, cosine"], [linear, cosine, heun], color="0.5")
+bars.set(title=f"At 16 evaluations, {schedule},\nand {solver}", ylabel="distance to exact samples")
+
+def draw(w):  # a large w drives samples too far from the other moon, and amplifies net errors
+    dots.clear()
+    dots.plot(*x.T, ".", color="0.8")
+    dots.plot(*samples[w].T, "C0.", *samples[w, far[w]].T, "r.")
+    dots.legend(["data", "samples on the upper moon", "misses: over 0.1 away from it"])
+    dots.axis([-3.5, 2.7, -2.6, 3.6])
+    dots.set_title(f"Guidance w = {w}: {off[w]:.0%} miss\nw = 1: {off[1]:.0%}, w = 8: {off[8]:.0%}")
+draw(2)
+slider = plt.Slider(plt.axes([0.74, 0.01, 0.2, 0.03]), "w", 0, 8, valinit=2, valstep=1)
+slider.on_changed(lambda w: draw(int(w)))
 fig.savefig("09_knobs.png")
 
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
-off = is_off(sample(guide(v, 2), noise, label, cosine_times(50)), upper).float().mean()
 claim("C1", "Error of Euler at 16 NFE, cosine (bound: linear)", cosine, "<", linear)
 claim("C2", "Error of Heun at 16 NFE, cosine (bound: Euler)", heun, "<", cosine)
-claim("C3", "Share off the moon, w = 2 (bound: share of wrong labels)", off, "<", 0.2)
+claim("C3", "Share off the moon, w = 2 (bound: share of wrong labels)", off[2], "<", 0.2)
 print("figure: 09_knobs.png")
 if plt.get_backend().lower() != "agg":  # there is no window to show without a display
     plt.show()

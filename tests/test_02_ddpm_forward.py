@@ -56,9 +56,6 @@ def lowest_loss(beta):
     return np.mean(losses)
 
 
-# --- data, chain, closed form
-
-
 def test_data_are_64_equal_gaussians_of_mean_variance_1(pieces):
     assert np.abs(pieces.CENTERS.numpy() - moons.CENTRES).max() < 1e-6 and abs(pieces.STD - moons.WIDTH) < 1e-9
     x = pieces.two_moons(200_000)
@@ -124,9 +121,6 @@ def test_from_a_chain_that_is_too_short_no_way_leads_back():
     assert error[1000] < 0.1 and error[50] > 0.25
 
 
-# --- training
-
-
 def test_a_training_batch_is_the_closed_form_at_random_times(pieces):
     _, a, s = (torch.tensor(column)[:, None] for column in schedule(20))
     xt, st, eps = pieces.training_batch(a, s, 100_000)
@@ -165,9 +159,6 @@ def test_lowest_loss_and_best_multiple_of_xt(run, ns):
     ratio = {T: (schedule(T)[1][1:] ** 2).mean() / lowest[T] for T in lowest}
     assert abs(lowest[1000] - 0.226) < 0.0015 and abs(ratio[1000] - 1.22) < 0.01 and min(ratio.values()) > 1.19
     assert abs(((best - ns.eps) ** 2).mean() - lowest[1000]) < 0.006
-
-
-# --- the run
 
 
 def test_claims_figure_and_page(run):

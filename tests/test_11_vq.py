@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import page_agrees, paste
 from matplotlib import cbook
+from torch import nn
 
 NAME = "11_vq"
 piece = paste(NAME, "nearest", "update_codebook", "straight_through", "fsq", "train", "measure")
@@ -36,9 +37,6 @@ def lattice(levels, dim):
 
 def start_of(seed):  # the first codebook of a run
     return 2 + 0.2 * torch.randn(49, 2, generator=torch.Generator().manual_seed(seed))
-
-
-# --- the quantizers
 
 
 def test_nearest_is_the_brute_force_argmin():
@@ -91,9 +89,6 @@ def test_with_decay_0_and_all_data_a_step_is_one_of_k_means():
     assert np.abs(codebook.numpy() - centers).max() < 1e-10
 
 
-# --- training
-
-
 @pytest.mark.parametrize("quantizer, straight", [("vq", True), ("vq", False), ("fsq", True), ("fsq", False)])
 def test_the_first_step_by_hand(quantizer, straight, capsys):
     """Adam's first step is lr times the sign of the gradient, which is put together here from those at q and at z."""
@@ -131,9 +126,6 @@ def test_all_z_start_close_together_and_choose_few_far_entries_for_ever():
         assert len(chosen[0]) < 6 and set.union(*chosen) <= chosen[0] | chosen[1]
         untouched = sorted(set(range(49)) - set.union(*chosen))
         assert torch.equal(net.codebook[untouched], codebook[untouched])
-
-
-# --- the run
 
 
 def nets_of(ns):
@@ -185,6 +177,38 @@ def test_slider_leads_from_collapse_to_use_and_back(ns):
     assert int(re.search(r"\n(\d+) of 49", state()[0])[1]) > 30 and state()[2] == "tab:blue"
     ns.start.set_val(2)
     assert state() == before and others == [ax.get_title() for ax in ns.axes[:, 2:].flat]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [9300, 9301, 9302])
+def test_a_discriminator_makes_images_rougher_and_easier_to_tell_from_real_ones(seed):
+    """FSQ, trained on with and without the page's two lines. A second discriminator, trained afresh, tells how real blocks of 8 x 8 are."""
+    def blocks(patches):  # (1600, 16) to (400, 64)
+        return nn.functional.unfold(nn.functional.fold(patches.T, (160, 160), 4, stride=4)[None], 8, stride=8)[0].T
+    def discriminator():
+        return nn.Sequential(nn.Linear(64, 128), nn.LeakyReLU(0.2), nn.Linear(128, 128), nn.LeakyReLU(0.2), nn.Linear(128, 1))
+    def step(optimizer, loss):
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = []
+    for weight in (0, 0.002):
+        net, D = piece.train(x, "fsq", lattice(7, 2), seed=seed), discriminator()
+        first, second = torch.optim.Adam(net.parameters(), 0.005), torch.optim.Adam(D.parameters())
+        for _ in range(150):
+            z = net.encode(x)
+            x_hat = net.decode(piece.straight_through(z, piece.fsq(z, 7)))
+            step(first, (x_hat - x).square().mean() - weight * D(blocks(x_hat)).mean())
+            step(second, (1 - D(blocks(x))).relu().mean() + (1 + D(blocks(x_hat.detach()))).relu().mean())
+        x_hat, D, order = x_hat.detach(), discriminator(), torch.randperm(400)
+        third = torch.optim.Adam(D.parameters())
+        for _ in range(200):  # half of the blocks; the others are the test
+            step(third, nn.functional.softplus(torch.cat([-D(blocks(x)[order[:200]]), D(blocks(x_hat)[order[:200]])])).mean())
+        right = torch.cat([D(blocks(x)[order[200:]]) > 0, D(blocks(x_hat)[order[200:]]) < 0]).float().mean()
+        rough, real = (p.view(-1, 4, 4).diff(dim=1).abs().mean() + p.view(-1, 4, 4).diff(dim=2).abs().mean() for p in (x_hat, x))
+        found.append((rough / real, (x_hat - x).square().mean() / x.var(), right))
+    (plain, error, seen), (gan, more, seen_gan) = found
+    assert plain < 0.45 and gan > 0.6 and 1.1 < more / error < 1.5 and 0.8 < seen < seen_gan - 0.03
 
 
 def test_break(lesson):
