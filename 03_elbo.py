@@ -101,9 +101,10 @@ class Net(nn.Sequential):  # x_t, (B, 2), and t, (B, 1), to eps_hat, (B, 2)
         output = super().forward(torch.hstack([x_t, NOISE[t]]))
         return output if self.predict == "eps" else (x_t / ALPHA[t].sqrt() - output) / C[t]
 
-# --- The constant is the same for all nets, so we compare with one whose ELBO we know. If eps_hat
-# is sqrt(1 - abar_t) x_t, then (10) is sqrt(alpha_t) x_t. So p takes the steps of q, and stays at
-# N(0, I). Backward, it is the same, so p / q is N(x_0; 0, I) on any path. Its log is the ELBO.
+# --- The constant is the same for all nets, so we compare with a model whose ELBO we know. If
+# eps_hat is sqrt(1 - abar_t) x_t, (10) is sqrt(alpha_t) x_t, so p steps back as q steps on. This
+# keeps the density of N(0, I), here N: p(x_{t-1} | x_t) N(x_t) = q(x_t | x_{t-1}) N(x_{t-1}). The
+# product over all t is p(x_0, ..., x_T) = N(x_0) q(x_1, ..., x_T | x_0). So the ELBO is log N(x_0).
 def elbo_gain(net, x_0):  # data (n * T, D); returns the nats gained at t = 1, ..., T, (T,)
     t = 1 + torch.arange(len(x_0))[:, None] % T  # (n * T, 1), n times 1 to T
     eps = torch.randn_like(x_0)
@@ -138,7 +139,6 @@ slider = plt.Slider(plt.axes([0.3, 0.003, 0.5, 0.03]), "error of the mean  ", 0,
 slider.on_changed(draw)
 draw(0)
 fig.savefig("03_elbo.png", dpi=120)
-
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")

@@ -59,8 +59,8 @@ def cross(stripes, features):
 def joint(stripes, features):
     tokens = torch.cat([stripes, features], 1)  # (B, 3 + N, dim)
     return tokens, tokens  # stripes and words attend to each other, in both attentions
-# A linear fit reads over 3/4 of the stripes off the mean. But in a short training, the generator
-# learns only some of the colors from it, and not their order: less than 5/12 will be in place.
+# The mean of all features holds most of the flag, but not word by word. In a short training, the
+# generator learns some of the colors from it, but not their order: under 5/12 will be in place.
 def pooled(stripes, features):
     return stripes, features.mean(1, keepdim=True)  # (B, 1, dim), the same for every stripe
 

@@ -159,11 +159,11 @@ def test_claims_by_brute_force_digits_progress_and_page(run, images):
     assert images[:, 0, 0, 0].min() == 1 and images.flatten(1).amin(1).max() < 0  # paper is 1, ink is black
     page_agrees(NAME, run)
     assert torch.equal(run.ns.y, ASKED) and run.ns.noise.shape == (40, 1, 16, 16) and abs(run.ns.noise.std() - 1) < 0.05
-    gap, one = (gaps(guided_euler(net, run.ns.noise, ASKED, 2), images) for net in (run.ns.net, run.ns.mlp))
+    gap, one = (gaps(guided_euler(net, run.ns.noise, ASKED, 2), images) for net in (run.ns.net, run.ns.one_token))
     (share, _), (factor, _) = run.numbers().values()
     assert share == (ASKED[gap.argmin(1)] == ASKED).float().mean() and abs(factor / (one.min(1).mean() / gap.min(1).mean()) - 1) < 2e-3
     assert gap.min(1).mean() < 5.19  # half the mean distance of two images
-    assert run.ns.mlp.position.shape == (1, 48) and run.ns.net.position.shape == (16, 48)
+    assert run.ns.one_token.position.shape == (1, 48) and run.ns.net.position.shape == (16, 48)
 
 
 def test_rows_show_noise_samples_and_those_of_one_token(run, images):
@@ -171,7 +171,7 @@ def test_rows_show_noise_samples_and_those_of_one_token(run, images):
         run.ns.slider.set_val(w)
         shown, = [torch.tensor(np.asarray(image.get_array())) * 2 - 1 for image in run.ns.ax.get_images()]
         rows = shown.view(4, 16, 10, 16).transpose(1, 2)[:, :, None]  # (4, 10, 1, 16, 16)
-        for row, net, steps in zip(rows, [run.ns.net] * 3 + [run.ns.mlp], (0, 10, 20, 20)):
+        for row, net, steps in zip(rows, [run.ns.net] * 3 + [run.ns.one_token], (0, 10, 20, 20)):
             drawn = guided_euler(net, run.ns.noise[:10], ASKED[:10], w, steps)
             assert (row - drawn.clamp(-1, 1)).abs().max() < 2e-3
         right = (ASKED[gaps(rows[2], images).argmin(1)] == ASKED[:10]).float().mean()

@@ -83,7 +83,7 @@ def test_commands_of_the_readme_are_accepted(tmp_path, monkeypatch):
 
 def test_commands_that_install_and_run_and_install_and_test():
     blocks = re.findall(r"^```\n(pip install [^`]*)\n```$", TEXT, re.M)
-    assert blocks == ["pip install torch numpy matplotlib && python 06_euler.py --steps 5",
+    assert blocks == ["pip install torch numpy matplotlib\npython 06_euler.py --steps 5",
                       "pip install torch numpy matplotlib mlxtend pytest pytest-xdist\npython -m pytest -n 2 --dist loadfile"]
 
 
