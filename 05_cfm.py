@@ -75,7 +75,7 @@ def sample(v, noise, num_steps=50):  # moves noise (B, 2) along v(xt, t) from t 
 # cross, their flows add up to p * v, because v is the mean of their velocities. So
 #     dp/dt = -div(p * v)    (the continuity equation; div measures what leaves the box)
 # Now let noise move with v. Its density q obeys the same rule, dq/dt = -div(q * v). At t = 0, both
-# are noise, so q = p. The start and the rule fix the rest, so at t = 1 both are p_data.
+# are noise, so q = p. The start and the rule have one solution, so at t = 1 both are p_data.
 
 # --- Check. For our data, v has a formula. Given the center, x and xt are Gaussian, so linear
 # regression is exact, with cov(x, xt) = t * STD^2 and var(xt) = t^2 * STD^2 + (1 - t)^2:
@@ -109,11 +109,11 @@ net = train(args.iters, args.target)
 x, eps = two_moons(2000), torch.randn(2000, 2)
 lines = sample(lambda xt, t: x - eps, eps)  # (51, 2000, 2), each point with its own velocity
 moved = sample(lambda xt, t: net(torch.cat([xt, t], 1)), eps)
-paths = [lines, moved, sample(mean_data, eps)]  # the last follows a position, as if by mistake
+paths = [lines, moved, sample(mean_data, eps)]  # the last wrongly uses a position as a velocity
 gap = (moved[-1] - sample(mean_velocity, eps)[-1]).norm(dim=1).mean()
-distance = (lines[25] - torch.tensor([1, 0.5])).norm(dim=1)  # (2000,), at t = 0.5
+distance = (lines[25] - torch.tensor([1, 0.5])).norm(dim=1)  # (2000,); any place will do
 nearest = distance.argsort()[:10]
-v = (x - eps)[nearest].mean(0).numpy()
+arrow = (x - eps)[nearest].mean(0).numpy()  # their mean velocity
 titles = ["Lines from noise to data cross. There, the best\nguess is their mean velocity v (arrow)",
           f"Noise moved by the net's {args.target}\n{'ends as' if gap < STD else 'misses'} data",
           "Noise that follows a position, E[x | xt],\nmisses the data"]
@@ -131,7 +131,7 @@ def draw(t):
         ax.scatter(*path[i].T, 5)
         ax.plot(*path[:i + 1, nearest].movedim(2, 0).numpy(), "ko-", markevery=[0])
         ax.legend(["data", "points at time t", "ten paths from noise (dots)"], loc="lower left")
-    axes[0].arrow(1, 0.5, *v, width=0.08, length_includes_head=True, color="C1")
+    axes[0].arrow(1, 0.5, *arrow, width=0.08, length_includes_head=True, color="C1")
 draw(1)
 slider.on_changed(draw)
 fig.savefig("05_cfm.png", dpi=120)
