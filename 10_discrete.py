@@ -110,7 +110,7 @@ def measure(x, tokens):
 
 net = train(tokens, len(codebook), args.iters).requires_grad_(False)  # the training is over
 fig, axes = plt.subplots(5, figsize=(14, 7), height_ratios=[2, 1, 1, 1, 1], layout="constrained")
-fig.suptitle("Keeping many guesses at once breaks images; keeping probable ones repeats them", x=.3)
+fig.suptitle("Many unsure guesses at once break images, and probable ones repeat them", x=0.3)
 passes = plt.Slider(plt.axes([.66, .96, .3, .03]), "passes", 1, 16, valinit=args.passes, valstep=1)
 axes[0].imshow(torch.vstack([torch.hstack([*images[:20]]), torch.hstack([*images[20:]])]), "Greys")
 axes[0].set(xticks=[], yticks=[], title="All 40 training images. Below: 20 of 100 samples of each "

@@ -83,7 +83,6 @@ def train(net, iters, max_digits=6, batch_size=16, lr=0.01):
         source, target = torch.randint(3, [2])  # the net can only guess <text>, so loss > 0
         prompt = encode(digits, MODALITIES[source])
         answer = encode(digits, MODALITIES[target])
-
         logits = net(prompt, answer[:, :-1])  # (B, N, V), a prediction for each of N tokens
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), answer.flatten())
         optimizer.zero_grad()
@@ -108,18 +107,22 @@ fig.suptitle("The special token says what to write. Without it, the net guesses.
 def draw(num_digits):
     number = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])[:, :int(num_digits)]
     prompt = interleave(number)
-    rows = [("Given (gray): an image, then tones in hertz. Blue: right, red: wrong", prompt, 12)]
+    rows = [("Given (gray): an image, then pairs of tones. Blue: right, red: wrong", prompt, 12)]
     rows += [(f"Wanted: {name}", encode(number, name), num_given) for name in MODALITIES]
     rows += [("Without a special token. Wanted: text", encode(number, "text"), 0)]
-
     for ax, (title, wanted, given) in zip(axes, rows):
         written = generate(net, prompt, wanted[:, :given], wanted.shape[1])
         color = "lightblue" if written.equal(wanted) else "lightcoral"
         ax.clear()
         for i, token in enumerate(written[0]):
-            size = 55 if VOCAB[token] in IMAGE else 13
+            word = VOCAB[token]
+            size = 55 if word in IMAGE else 13
             ax.bar(i, 1, 0.96, color="lightgray" if i < given else color)
-            ax.text(i, 0.5, VOCAB[token].replace("+", "\n"), size=size, ha="center", va="center")
+            ax.text(i, 0.5, word.replace("+", "\n"), size=size, ha="center", va="center")
+            if "+" in word:  # 20 milliseconds of both tones
+                time = torch.linspace(0, 0.02, 300)
+                wave = sum((2 * torch.pi * int(hertz) * time).sin() for hertz in word.split("+"))
+                ax.plot(i - 0.4 + 40 * time, 0.15 + wave / 20, "k", lw=0.5)
         ax.set_title(title, loc="left", size=14)
         ax.set(xlim=[-0.5, 11.5], ylim=[0, 1], xticks=[], yticks=[], frame_on=False)
 
