@@ -45,8 +45,8 @@ def encode(digits, modality):  # (B, m) to tokens (B, m + 2)
 # predicts the next token of the answer: first <text>, then "four", then "two", then <end>.
 #     prompt    <image>  4   2  <end>          answer    <text>  four  two  <end>
 #     position     0     1   2    0            position     0     1     2     0
-# Positions count digits. At "four", the position is 1, so the net looks up position 2 of the prompt
-# and writes "two". At "two", it looks up position 3, finds no digit, and writes <end>.
+# Positions count digits. At "four", the position is 1, so the net can look up position 2 of the
+# prompt and write "two". At "two", position 3 of the prompt has no digit, and it learns to end.
 def count_digits(tokens):  # (B, N) to positions (B, N)
     is_digit = tokens >= len(SPECIAL)
     return is_digit.cumsum(1) * is_digit  # special tokens get 0
@@ -80,7 +80,7 @@ def train(net, iters, max_digits=6, batch_size=16, lr=0.01):
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = lr * (1 - i / iters)  # large steps first, then small
         digits = torch.randint(10, (batch_size, 1 + i % max_digits))
-        source, target = torch.randint(3, [2])  # the net can only guess <text>, so loss > 0
+        source, target = torch.randint(3, [2])  # the modality is random, so loss > 0
         prompt = encode(digits, MODALITIES[source])
         answer = encode(digits, MODALITIES[target])
         logits = net(prompt, answer[:, :-1])  # (B, N, V), a prediction for each of N tokens
