@@ -135,7 +135,7 @@ slider.on_changed(draw)
 draw(args.thoughts)
 fig.savefig("14_reasoning_gen.png")
 # --- Claims. C1 and C3 allow 5% errors. C2 allows twice chance: 7 cells are neither start nor next.
-tokens[:, START + 1] = path[:, 3]  # a wrong first thought. From there, 4 hops lead to path[:, 7]
+tokens[:, START + 1] = path[:, 3]  # in 5 hops, 4 thoughts: a wrong first one leads to 3 + 4 = 7
 goals = generate(net, tokens[:, :START + 2], positions, hops)[:, positions == GOAL]  # (100, 1)
 follows = (goals == path[:, [7]]).float().mean()
 
