@@ -5,7 +5,7 @@
 """08 DiT: a transformer that generates images, trained on ten digits or on your own images.
 
 A diffusion transformer (DiT) makes each patch of a noisy image a token. Attention lets the tokens
-exchange information. One token of 48 numbers for all 256 pixels can't hold their noise, and fails.
+exchange information. With one token per image, 48 numbers can't hold the noise of 256 pixels.
 
 RUN    python 08_dit.py        (11 seconds; move the slider, or try your own --data FOLDER)
 BREAK  python 08_dit.py --w 0  (C1 fails: without labels, this small net blends digits)
@@ -132,7 +132,7 @@ def draw_rows(w):
 fig, ax = plt.subplots(figsize=(9, 4.8), layout="constrained")
 image = ax.imshow(draw_rows(args.w), "gray")
 ax.axis("off")
-ax.set_title("From noise over t = 0.5 to images. Bottom: if each is one token, noise remains")
+ax.set_title("Noise, half way, samples. Bottom: with one token per image, noise remains")
 slider = plt.Slider(plt.axes([0.3, 0.01, 0.4, 0.04]), "guidance w", 0, 8, valinit=args.w)
 slider.on_changed(lambda w: image.set_data(draw_rows(w)))
 fig.savefig("08_dit.png")
