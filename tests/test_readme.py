@@ -196,15 +196,16 @@ def test_links():
             assert not anchor or anchor in slugs[target.relative_to(ROOT).as_posix()], link
 
 
-def test_the_code_under_ddpms_derivation_is_its_loss():
-    """With the exact net of one Gaussian, eps_hat = s xt: the loss is the mean of 1 - s^2 = abar over t."""
-    code = re.search(r"^```python\n(t, eps = .*?)^```$", TEXT, re.M | re.S)[1]
-    abar = (1 - torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])[:, None]).cumprod(0)
-    torch.manual_seed(0)
-    space = {"torch": torch, "T": 1000, "B": 200_000, "D": 2, "abar": abar, "x": torch.randn(200_000, 2),
-             "net": lambda xt, t: (1 - abar[t]).sqrt() * xt}
-    exec(compile(code, "README.md", "exec"), space)
-    assert abs(space["loss"] - abar[1:].mean()) < 0.005
+def test_the_code_under_ddpms_derivation_is_its_loss_and_sampler():
+    """With the exact net of N(0, I), eps_hat = s xt: the loss is the mean of 1 - s^2 = abar over t, and all steps keep N(0, I)."""
+    loss, sampler = re.findall(r"^```python\n((?:t, eps|x = torch).*?)^```$", TEXT, re.M | re.S)
+    beta = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])[:, None]
+    abar, _ = (1 - beta).cumprod(0), torch.manual_seed(0)
+    space = {"torch": torch, "T": 1000, "B": 200_000, "D": 2, "beta": beta, "alpha": 1 - beta, "abar": abar,
+             "x": torch.randn(200_000, 2), "net": lambda xt, t: (1 - abar[t]).sqrt() * xt}
+    exec(loss, space)
+    exec(sampler, after := space | {"B": 5000})
+    assert abs(space["loss"] - abar[1:].mean()) < 0.005 and abs(after["x"].var() - 1) < 0.06  # standard error .014
 
 
 def test_no_machine_and_no_host_but_arxiv_is_named():
