@@ -5,7 +5,7 @@
 """04 Ancestral sampling: how DDPM goes from noise back to data, one Gaussian step at a time.
 
 We undo the noise steps of lesson 02. If we knew the data point x, Bayes' rule would say where we
-were one step earlier. A net estimates x, and we compare three variances of the noise in each step.
+were one step earlier. A net estimates x, and each step adds noise of one of three variances.
 
 RUN    python 04_ancestral.py              (6 seconds; the slider sets the steps of the last row)
 BREAK  python 04_ancestral.py --var zero   (claim C1 fails: all samples end in one small spot)
@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
-VARIANCES = ["beta-tilde", "beta", "zero"]  # of the noise that a step back adds
+VARIANCES = ["zero", "beta-tilde", "beta"]  # of the noise that a step back adds
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--var", choices=VARIANCES, default="beta", help="of C1 (default: %(default)s)")
 parser.add_argument("--iters", type=int, default=800, help="of training (default: %(default)s)")
@@ -67,11 +67,10 @@ def train(abar, iters, width=64, batch_size=1024, lr=0.03):  # net: [xt, t / T] 
 # q(xt | x_u). Both are Gaussians in x_u. In a product of Gaussians, the inverse variances add up:
 #     1 / var = 1 / prior_var + 1 / like_var
 #     mean / var = prior_mean / prior_var + like_mean / like_var
-# We multiply by prior_var * like_var, because at u = 0, prior_var is 0.
 def posterior(xt, x, beta, abar_u):
     """Return the mean, (B, D), and the variance, a number, of q(x_u | xt, x) (equation 7)."""
     prior_mean = abar_u.sqrt() * x  # equation 4 at time u
-    prior_var = 1 - abar_u
+    prior_var = 1 - abar_u  # 0 if u = 0, so we multiply the equations by prior_var * like_var
     like_mean = xt / (1 - beta).sqrt()  # the step from u to t, solved for x_u
     like_var = beta / (1 - beta)
     mean = (like_var * prior_mean + prior_var * like_mean) / (prior_var + like_var)
@@ -79,14 +78,13 @@ def posterior(xt, x, beta, abar_u):
 
 # --- One step back from xt alone. We replace x by x_hat = E[x | xt], which the net estimates. As
 # the posterior mean is linear in x, this gives E[x_u | xt]. We add Gaussian noise to it, which is
-# nearly right if the step is short. The variance of x_u, given xt, is that of the posterior, plus
-# what the uncertainty of x adds. Ho et al. name the two extremes (section 3.2):
-# - beta-tilde, the posterior's variance, is exact if x is known.
-# - beta is exact if the data are N(0, I), where x is as uncertain as variance 1 allows.
-# - zero adds no noise at all. Means vary less than x_u, so the samples shrink in every step.
-#
-# The last step adds no noise. It ends at E[x | xt], the mean of all data that xt may come from. So
-# it must be short: with 3 steps, this mean lies between the moons, and with 10, inside of a moon.
+# nearly right if the step is short. By the law of total variance, this noise has two parts:
+#     var(x_u | xt) = beta_tilde + c^2 var(x | xt),  c: the factor of x in the posterior mean
+# - beta-tilde, the posterior's variance, is exact if x is known, because var(x | xt) is 0 then.
+# - beta is exact for data N(0, I). Then x_u and xt are N(0, I), too, and their covariance is
+#   sqrt(1 - beta), so that var(x_u | xt) = 1 - covariance^2 = beta.
+# - zero leaves out both parts, so the samples shrink in every step and end in one small spot.
+#   DDIM (lesson 07) adds no noise and works, because it keeps the predicted noise instead.
 @torch.no_grad()
 def sample(net, xt, abar, num_steps, variance):
     """Turn noise xt, (B, D), into samples (algorithm 2). Each step is one forward pass of net."""
@@ -100,7 +98,7 @@ def sample(net, xt, abar, num_steps, variance):
         mean, beta_tilde = posterior(xt, x_hat, beta, abar[u])
         var = {"beta-tilde": beta_tilde, "beta": beta, "zero": 0 * beta}[variance]
         xt = mean + var.sqrt() * torch.randn_like(xt)
-    return mean  # of the last step, without noise
+    return mean  # x_hat, the mean of all data that xt may come from: the last step must be short
 
 def energy_distance(x, y):
     """Return the energy distance of samples x and y, (n, D) each (Szekely and Rizzo 2013).
@@ -115,25 +113,28 @@ settings = [(100, args.var), (1000, "beta"), (10, "beta"), (10, "beta-tilde")]
 hundred, thousand, ten_beta, ten_tilde = [
     energy_distance(sample(net, noise, ABAR, *setting), real) for setting in settings]
 
-fig, axes = plt.subplots(3, 3, figsize=(12, 8.5), gridspec_kw={"left": 0.04, "right": 0.98})
+fig, axes = plt.subplots(3, 3, figsize=(13, 9), gridspec_kw=dict(left=.07, top=.86))
 
 def draw(row, num_steps):
     for ax, variance in zip(row, VARIANCES):
         samples = sample(net, noise, ABAR, num_steps, variance)
         gap = energy_distance(samples, real)
         ax.clear()
-        ax.plot(*real.T, ".", color="0.7", ms=2)
+        ax.plot(*real.T, "o", color="0.85", ms=5)
         ax.plot(*samples.T, ".", color="tab:blue" if gap < limit else "tab:red", ms=2)
+        ax.text(-2.9, -1.6, f"variance {samples.var(0).mean():.2f}\ndistance {gap:.3f}", size=12)
         ax.set(xticks=[], yticks=[], xlim=[-3, 3], ylim=[-1.7, 1.7], aspect="equal")
-        ax.set_title(f"{variance}: variance {samples.var(0).mean():.2f}, distance {gap:.3f}")
     row[0].set_ylabel(f"{num_steps} steps", size=14)
 
 for row, num_steps in zip(axes, [3, 10, 100]):
     draw(row, num_steps)
-slider = plt.Slider(plt.axes([0.4, 0.03, 0.3, 0.03]), "steps above", 1, 100, valinit=100, valstep=1)
+axes[0, 0].set_title("zero: adds no noise, so all\nsamples shrink to one spot")
+axes[0, 1].set_title("beta-tilde: as if x were known,\ntoo little noise in long steps")
+axes[0, 2].set_title("beta: as if data were N(0, I),\nbest of the three with few steps")
+fig.suptitle("A step back needs noise. In long steps, its amount matters\nGray: data (variance 1). "
+             f"Red: farther from data than the noise at the start (energy distance {limit:.3f})")
+slider = plt.Slider(plt.axes([.4, .03, .3, .03]), "last row: steps", 1, 100, valinit=100, valstep=1)
 slider.on_changed(lambda num_steps: draw(axes[2], int(num_steps)))
-fig.suptitle("With few steps, beta-tilde keeps less variance than beta (the data have variance 1)\n"
-             f"Gray: data. Blue: samples. Red: energy distance above that of noise, {limit:.3f}")
 fig.savefig("04_ancestral.png", dpi=120)
 
 def claim(name, sentence, value, sign, bound):

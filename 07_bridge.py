@@ -8,7 +8,7 @@ Both mix data x and noise eps, xt = a x + s eps. DDPM's path is variance-preserv
 a^2 + s^2 = 1. Flow matching's path is linear, with a + s = 1. Division by r = sqrt(a^2 + s^2)
 leads from the linear path to the VP path. So a net that is trained for DDPM serves both.
 
-RUN    python 07_bridge.py             (5 seconds; the slider sets the power of r)
+RUN    python 07_bridge.py             (5 seconds; the slider takes the division away)
 BREAK  python 07_bridge.py --power 0   (C1 and C2 fail, because the net's input is not divided)
 PAPER  arXiv 2010.02502 (DDIM), equations 12 and 16, by Song, Meng, and Ermon"""
 import argparse
@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-parser.add_argument("--power", type=int, choices=[0, 1], default=1, help="of r; 0: no division")
+parser.add_argument("--power", type=int, choices=[0, 1], default=1, help="exponent of r; 0: off")
 parser.add_argument("--iters", type=int, default=1000, help="training iterations (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
-if not (1 <= args.iters <= 10**6 and 0 <= args.seed < 2**32):
+if not (1 <= args.iters <= 1_000_000 and 0 <= args.seed < 2**32):
     parser.error("--iters must be 1 to 1,000,000, and --seed 0 to 2**32 - 1")
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the script without a traceback
 torch.manual_seed(args.seed)
@@ -41,7 +41,7 @@ def two_moons(n):
 # --- The bridge. xt / r mixes the same x and eps, with the weights a / r and s / r. Their squares
 # add up to 1, so xt / r is on the VP path. For example, a = s = 0.5 becomes a = s = 0.707.
 def predict(net, xt, a, s, power=1):
-    """Return eps_hat, (B, D), for xt, (B, D), a and s numbers or (B, 1). power=0 leaves out r."""
+    """Return eps_hat, (B, D). xt is (B, D), a and s are numbers or (B, 1). power=0 leaves out r."""
     r = (a**2 + s**2) ** 0.5
     ones = torch.ones_like(xt[:, :1])  # (B, 1)
     inputs = torch.hstack([xt, a * ones, s * ones])  # (B, D + 2)
@@ -51,7 +51,6 @@ def predict(net, xt, a, s, power=1):
 net = nn.Sequential(nn.Linear(4, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
                     nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
 optimizer = torch.optim.Adam(net.parameters())
-
 for i in range(args.iters):
     optimizer.param_groups[0]["lr"] = 0.03 * (1 - i / args.iters)  # large steps first, then small
     x = two_moons(1024)
@@ -59,7 +58,7 @@ for i in range(args.iters):
     angle = torch.pi / 2 * torch.rand(1024, 1)  # the VP path is a quarter circle
     a, s = angle.sin(), angle.cos()
     eps_hat = predict(net, a * x + s * eps, a, s)
-    loss = (eps_hat - eps).square().mean()
+    loss = nn.functional.mse_loss(eps_hat, eps)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -69,11 +68,10 @@ for i in range(args.iters):
 # --- DDIM solves xt = a * x_hat + s * eps_hat for x_hat, and mixes both again with less noise:
 #     xt2 = a2 * x_hat + s2 * eps_hat
 
-# DDPM replaces a part of eps_hat by fresh noise. Its forward chain (lesson 02) makes xt out of xt2.
-# It multiplies by a / a2, and then adds independent noise. So the noise in xt is
-#     s * eps = (a / a2) * s2 * eps2 + new noise
-# Both eps are standard normal, so rho = (a / a2) * s2 / s is their correlation. Given eps,
-#     eps2 = rho * eps + fresh noise of variance 1 - rho^2
+# DDPM replaces a part of eps_hat by fresh noise. In its forward chain (lesson 02), xt is xt2 times
+# a / a2, plus independent noise. So the noise in xt is s * eps = (a / a2) * s2 * eps2 + new noise.
+# Both eps are standard normal, so rho = (a / a2) * s2 / s is their correlation. x and xt give eps,
+# and given eps, eps2 has mean rho * eps and variance 1 - rho^2. So for eta = 1, kept = rho * s2.
 @torch.no_grad()
 def sample(net, xt, levels, eta=0):
     """Denoise xt, (B, D), through levels (a, s), (n, 2), by DDIM (eta=0) or DDPM (eta=1)."""
@@ -86,11 +84,11 @@ def sample(net, xt, levels, eta=0):
         xt = a2 * x_hat + kept * eps_hat + sigma * torch.randn_like(xt)  # equation 12
     return xt
 
-# --- Flow matching follows v_hat, the mean of v = dxt/dt, given xt, from noise to data (lesson 05).
-# Its path is xt = t * x + (1 - t) * eps, so v = x - eps = (xt - eps) / t. Euler's step is DDIM's:
-#     xt2 = xt + (t2 - t) * v_hat
-#         = t * x_hat + (1 - t) * eps_hat + (t2 - t) * (x_hat - eps_hat)
-#         = t2 * x_hat + (1 - t2) * eps_hat
+# --- Flow matching's path is xt = t * x + (1 - t) * eps. So v = dxt/dt = x - eps = (xt - eps) / t.
+# Its sampler follows v_hat, the mean of v, given xt. This is enough (lesson 05): how many points
+# enter or leave a region depends only on their mean velocity. So moved noise is distributed like xt
+# at every t, and ends as data. Since xt = t * x_hat + (1 - t) * eps_hat, Euler's step is DDIM's:
+#     xt2 = xt + (t2 - t) * (x_hat - eps_hat) = t2 * x_hat + (1 - t2) * eps_hat
 @torch.no_grad()
 def sample_flow(net, xt, times, power=1):
     """Move noise xt, (B, D), along the linear path by Euler's method, through times, (n,)."""
@@ -117,27 +115,29 @@ gap = (ddim - flow).norm(dim=1).mean()
 #     score      = grad p(xt) / p(xt) = E[-eps / s * N] / E[N] = -eps_hat / s        (Bayes' rule)
 halfway = (0.5 * two_moons(300) + 0.5 * noise).requires_grad_()  # (300, 2), on the linear path
 score = -predict(net, halfway, 0.5, 0.5, args.power) / 0.5
-
 var = (0.5 * STD) ** 2 + 0.5**2  # halfway has 64 Gaussians of this variance
 distance = torch.cdist(halfway, 0.5 * CENTERS)  # (300, 64), to their means
-log_p = (-(distance**2) / (2 * var)).logsumexp(1)  # (300,), plus a constant
+log_p = (-0.5 / var * distance**2).logsumexp(1)  # (300,), plus a constant
 exact = torch.autograd.grad(log_p.sum(), halfway)[0]  # (300, 2), grad log p
 error = (score - exact).norm() / exact.norm()
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(13, 6), layout="constrained")
-left.plot(*torch.stack([linear, vp]).movedim(2, 0).numpy(), "0.8")  # (2, 2, 31): 31 lines
-left.plot(*vp.T, "o-", *linear.T, "o-")
+left.plot(*torch.stack([linear.T, vp.T], 1).numpy(), "0.8", *vp.T, "o-", *linear.T, "o-")
 left.set_title("Dividing by r (gray) leads from flow matching's\npath (orange) to DDPM's (blue)")
-left.set(xlabel="a (0: noise, 1: data)", ylabel="s (1: noise, 0: data)", aspect=1)
-
-right.plot(*two_moons(2000).T, ".", color="0.8")
-right.plot(*sample(net, noise, vp, eta=1).T, "kx")
-rings, crosses = right.plot(*ddim.T, "o", *flow.T, "+", ms=10, mfc="none")
-right.legend(["data", "DDPM (fresh noise)", "DDIM", "flow matching"], loc="upper right")
-right.set_title("Same noise: flow matching ends in DDIM's\nrings, if we divide by r (power 1)")
-right.set(xlim=(-3, 3), ylim=(-2.5, 2.5), xlabel="\n\n", aspect=1)
-power = plt.Slider(plt.axes([0.62, 0.03, 0.25, 0.03]), "power of r ", 0, 1, valinit=args.power)
-power.on_changed(lambda p: crosses.set_data(*sample_flow(net, r[0] * noise, t, p).T))
+left.set(xlabel="a (0: noise, 1: data)\n\n", ylabel="s (1: noise, 0: data)", aspect=1)
+right.plot(*two_moons(2000).T, ".", color="0.88")
+few = 2 * torch.cat([torch.eye(2), -torch.eye(2)])  # (4, 2), four noise samples
+ddim_path = torch.cat([sample(net, few, vp[:n]) for n in range(1, 32)]).T  # after 0 to 30 steps
+flow_path = lambda p: torch.cat([sample_flow(net, r[0] * few, t[:n], p) for n in range(1, 32)]).T
+right.plot(*ddim_path, "C0o", *flow_path(0), "r.")
+(orange,) = right.plot(*flow_path(args.power), "C1.")
+right.plot(*few.T, "ks", *sample(net, few, vp, eta=1).T, "kx")
+right.legend(["data", "DDIM", "flow matching, no r", "flow matching", "noise", "DDPM, fresh noise"])
+right.set_title("Same net and noise: flow matching ends\nwhere DDIM does, if we divide by r")
+right.set_aspect(1)
+bar = plt.axes([0.69, 0.03, 0.25, 0.03])
+power = plt.Slider(bar, "divide by r? (0: no, 1: yes) ", 0, 1, valinit=args.power)
+power.on_changed(lambda p: orange.set_data(*flow_path(p)))
 fig.savefig("07_bridge.png")
 
 def claim(name, sentence, value, sign, bound):

@@ -8,7 +8,7 @@ A diffusion transformer (DiT) makes each patch of a noisy image a token. Attenti
 exchange information. With one token per image, 48 numbers can't hold the noise of 256 pixels.
 
 RUN    python 08_dit.py        (11 seconds; move the slider, or try your own --data FOLDER)
-BREAK  python 08_dit.py --w 0  (C1 fails: without labels, this small net blends digits)
+BREAK  python 08_dit.py --w 0  (C1 fails: labels are ignored, and without them, digits blend)
 PAPER  arXiv 2212.09748, section 3.2 (DiT); 2207.12598, equation 6 (guidance: its w is our w - 1)"""
 import argparse
 import signal

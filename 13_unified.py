@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-parser.add_argument("--no-special-tokens", action="store_true", help="when it writes (not trains)")
+parser.add_argument("--no-special-tokens", action="store_true", help="give none when it writes")
 parser.add_argument("--iters", type=int, default=800, help="of training (default: %(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
@@ -29,17 +29,17 @@ torch.set_num_threads(1)  # such small nets run fastest on a single core
 
 # --- One vocabulary. A token is an index into VOCAB, and the net sees nothing but tokens.
 SPECIAL = "<end> <image> <audio> <text>".split()
-IMAGE = "0 1 2 3 4 5 6 7 8 9".split()  # patches that show a digit; lesson 11 makes them tokens
+IMAGE = "0 1 2 3 4 5 6 7 8 9".split()  # a digit is one patch, so lesson 11's tokenizer is left out
 AUDIO = "941+1336 697+1209 697+1336 697+1477 770+1209 770+1336 770+1477 852+1209 852+1336 852+1477"
 TEXT = "zero one two three four five six seven eight nine".split()
 VOCAB = SPECIAL + IMAGE + AUDIO.split() + TEXT  # audio: a key of a telephone, two tones in hertz
+VALUE = SPECIAL + 3 * IMAGE  # what a token means: its digit, whatever the modality
 MODALITIES = ["image", "audio", "text"]
 
 def encode(digits, modality):  # (B, m) to tokens (B, m + 2)
     begin = torch.full_like(digits[:, :1], VOCAB.index(f"<{modality}>"))
     content = digits + len(SPECIAL) + 10 * MODALITIES.index(modality)
-    end = torch.full_like(digits[:, :1], VOCAB.index("<end>"))
-    return torch.cat([begin, content, end], 1)
+    return torch.cat([begin, content, torch.zeros_like(begin)], 1)  # <end> is token 0
 
 # A training example: 42, from image to text. The net reads the prompt and what it has written, and
 # predicts the next token of the answer: first <text>, then "four", then "two", then <end>.
@@ -49,13 +49,11 @@ def encode(digits, modality):  # (B, m) to tokens (B, m + 2)
 # prompt and write "two". At "two", position 3 of the prompt has no digit, and it learns to end.
 def count_digits(tokens):  # (B, N) to positions (B, N)
     is_digit = tokens >= len(SPECIAL)
-    return is_digit.cumsum(1) * is_digit  # special tokens get 0
+    return is_digit.cumsum(1) * is_digit  # special tokens get 0, and shift no digit
 
 # A prompt may mix modalities. Training has no mix, but digit 2 is still found at position 2:
 #     prompt    <image>  4  <end>  <audio>  697+1336  <end>
 #     position     0     1    0       0        2        0
-# The net has one layer, so what it reads from a digit depends only on its token and its position.
-# (If positions counted special tokens, too, then <end> and <audio> would shift the second digit.)
 def interleave(digits):  # (B, m) to tokens (B, m + 4): three digits as an image, the rest as audio
     return torch.cat([encode(digits[:, :3], "image"), encode(digits[:, 3:], "audio")], 1)
 
@@ -80,15 +78,13 @@ def train(net, iters, max_digits=6, batch_size=16, lr=0.01):
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = lr * (1 - i / iters)  # large steps first, then small
         digits = torch.randint(10, (batch_size, 1 + i % max_digits))
-        source, target = torch.randint(3, [2])  # the modality is random, so loss > 0
-        prompt = encode(digits, MODALITIES[source])
-        answer = encode(digits, MODALITIES[target])
+        prompt, answer = [encode(digits, MODALITIES[j]) for j in torch.randint(3, [2])]
         logits = net(prompt, answer[:, :-1])  # (B, N, V), a prediction for each of N tokens
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), answer.flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if i % 100 == 0:
+        if i % 100 == 0:  # the loss stays above 0, because the answer's modality is random
             print(f"iteration {i} of {iters}: loss {loss:.4f}")
     return net
 
@@ -100,34 +96,38 @@ def generate(net, prompt, answer, length):  # continues the answer from (B, n) t
 
 net = train(UnifiedTransformer(len(VOCAB)), args.iters).requires_grad_(False)
 num_given = 0 if args.no_special_tokens else 1  # how many tokens of the answer the net is given
-
-fig, axes = plt.subplots(5, figsize=(11, 8), layout="constrained")
+fig, ax = plt.subplots(figsize=(11, 8), layout="constrained")
 fig.suptitle("The special token says what to write. Without it, the net guesses.", size=18)
+COLORS = {"given": "lightgray", "right": "lightblue", "wrong": "lightcoral"}
+fig.legend(ax.bar(range(3), 1, color=list(COLORS.values())), COLORS, loc=(0.87, 0.82), fontsize=14)
+
+def draw_row(y, title, tokens, marks, start=0):  # one tile a token, digit i in column i
+    ax.text(-0.6, y, title, size=13, ha="right", va="center")
+    for x, (token, mark) in enumerate(zip(tokens, marks), start):
+        word = VOCAB[token]
+        font = {"size": 44, "color": "w", "backgroundcolor": "k"} if word in IMAGE else {"size": 11}
+        if "+" in word:
+            word = f"\u266a key {VALUE[token]}\n\n{word}".replace("+", "\n+ ")
+        ax.bar(x, 0.9, 0.96, y - 0.45, color=COLORS[mark])
+        ax.text(x, y, word, ha="center", va="center", **font)
 
 def draw(num_digits):
     number = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])[:, :int(num_digits)]
     prompt = interleave(number)
-    rows = [("Given (gray): an image, then pairs of tones. Blue: right, red: wrong", prompt, 12)]
-    rows += [(f"Wanted: {name}", encode(number, name), num_given) for name in MODALITIES]
-    rows += [("Without a special token. Wanted: text", encode(number, "text"), 0)]
-    for ax, (title, wanted, given) in zip(axes, rows):
-        written = generate(net, prompt, wanted[:, :given], wanted.shape[1])
-        color = "lightblue" if written.equal(wanted) else "lightcoral"
-        ax.clear()
-        for i, token in enumerate(written[0]):
-            word = VOCAB[token]
-            size = 55 if word in IMAGE else 13
-            ax.bar(i, 1, 0.96, color="lightgray" if i < given else color)
-            ax.text(i, 0.5, word.replace("+", "\n"), size=size, ha="center", va="center")
-            if "+" in word:  # 20 milliseconds of both tones
-                time = torch.linspace(0, 0.02, 300)
-                wave = sum((2 * torch.pi * int(hertz) * time).sin() for hertz in word.split("+"))
-                ax.plot(i - 0.4 + 40 * time, 0.15 + wave / 20, "k", lw=0.5)
-        ax.set_title(title, loc="left", size=14)
-        ax.set(xlim=[-0.5, 11.5], ylim=[0, 1], xticks=[], yticks=[], frame_on=False)
-
+    ax.clear()
+    ax.set(xlim=[-0.5, 9.5], ylim=[5.5, -0.5], xticks=[], yticks=[], frame_on=False)
+    draw_row(0, "Prompt: images of\nthree digits,", prompt[0, :5], 5 * ["given"])
+    draw_row(1, "then telephone keys\n(two tones, in hertz)", prompt[0, 5:], 7 * ["given"], start=3)
+    for y, name, given in zip([2, 3, 4, 5], MODALITIES + ["text"], 3 * [num_given] + [0]):
+        wanted = encode(number, name)
+        answer = generate(net, prompt, wanted[:, :given], wanted.shape[1])
+        marks = ["right" if VALUE[a] == VALUE[b] else "wrong" for a, b in zip(answer[0], wanted[0])]
+        result = "a wrong number" if "wrong" in marks[1:] else "the right number"
+        start = f"<{name}>" if given else "nothing"
+        title = f"Wanted: {name}. Given: {start}.\nIt writes {result}\nin the {marks[0]} modality"
+        draw_row(y, title, answer[0], ["given"] * given + marks[given:])
 draw(6)
-slider = plt.Slider(plt.axes([0.88, 0.05, 0.08, 0.03]), "digits", 4, 8, valinit=6, valstep=1)
+slider = plt.Slider(plt.axes([0.7, 0.87, 0.12, 0.03]), "digits", 4, 8, valinit=6, valstep=1)
 slider.on_changed(draw)  # training had 1 to 6 digits, so positions 7 and 8 are new to the net
 fig.savefig("13_unified.png")
 

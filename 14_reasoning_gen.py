@@ -36,9 +36,9 @@ torch.set_num_threads(1)  # such small nets run fastest on a single core
 #   tokens     <image>  8 .. 3  <image>  3 ... 4  <text>  4  7  2  5  <image>  3 ... 4  <end>
 #   positions  0        1 .. 9  10      11 .. 19  20     21 21 21 22  23      24 .. 32  33
 #   hops       0        0 .. 0  0        0 ... 0  0       1  1  1  0  0        0 ... 0  0
-# The hops to the next cell are given. So they, not the net, decide how many thoughts are written.
+# We give the hops to the next cell that is written, and so decide how many thoughts there are.
 BLACK, IMAGE, TEXT, END, VOCAB_SIZE = range(9, 14)  # the tokens 0 to 8 are digits or cells
-START, GOAL, NUM_POSITIONS, MAX_HOPS = 21, 22, 34, 5  # thoughts share the position of the start
+START_POSITION, GOAL_POSITION, NUM_POSITIONS, MAX_HOPS = 21, 22, 34, 5
 
 def make_tasks(num_tasks):  # to paths, maps A, and images B, of shape (num_tasks, 9) each
     path = torch.rand(num_tasks, 9).argsort(1)  # all cells; the last one leads back to the first
@@ -51,15 +51,14 @@ def make_sequences(path, image_a, image_b, num_hops, num_thoughts):  # to the th
     answer = image_b.scatter(1, goal, BLACK)  # token surgery: one token of B changes
     image, text, end = [torch.full_like(goal, token) for token in (IMAGE, TEXT, END)]
     tokens = torch.cat([image, image_a, image, image_b, text, cells, goal, image, answer, end], 1)
-    positions = torch.tensor([*range(START), *[START] * num_thoughts, *range(START, NUM_POSITIONS)])
-    hops = (positions == START).int()
-    hops[START + num_thoughts] = num_hops - num_thoughts  # the rest, so 3 without thoughts
+    positions = torch.tensor(sorted([*range(NUM_POSITIONS)] + [START_POSITION] * num_thoughts))
+    hops = (positions == START_POSITION).int()  # thoughts share 21, so the net sees each hop alike
+    hops[START_POSITION + num_thoughts] = num_hops - num_thoughts  # the rest, up to the goal
     return tokens, positions, hops  # (num_tasks, N), (N,), (N,)
 
-# --- Net: like GPT, but with one layer. To hop from cell 4, token 4 sends out a query for cell 4 of
-# A, and gets its digit, 7. The next hop needs a query for cell 7, but a layer computes all queries
-# before it looks anything up. So this hop waits until 7 is an input. To draw, each cell looks up
-# its digit in B and, at the same time, the goal. If the goal is this cell, it turns black.
+# --- Net: like GPT, but with one layer. To hop from cell 4, token 4 queries cell 4 of A and gets 7.
+# The next hop needs a query for cell 7, but a layer computes all queries before it looks anything
+# up. So it waits until 7 is an input. To draw, a cell looks up its digit in B, and also the goal.
 class Thinker(nn.Module):
     def __init__(self, vocab_size, num_positions, max_hops, dim=64, num_heads=8):
         super().__init__()
@@ -81,8 +80,8 @@ def train(net, iters, batch_size=16, lr=0.003):  # to predict each token after t
         optimizer.param_groups[0]["lr"] = lr * (1 - i / iters)  # large steps first, then small
         num_thoughts, num_hops = sorted(torch.randperm(MAX_HOPS + 1)[:2].tolist())  # two of 0..5
         tokens, positions, hops = make_sequences(*make_tasks(batch_size), num_hops, num_thoughts)
-        logits = net(tokens, positions, hops)[:, START:-1]  # at each token, for the next one
-        loss = nn.functional.cross_entropy(logits.mT, tokens[:, START + 1:])  # mT: classes in dim 1
+        logits = net(tokens, positions, hops)[:, START_POSITION:-1]  # at a token, for the next one
+        loss = nn.functional.cross_entropy(logits.mT, tokens[:, START_POSITION + 1:])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -96,48 +95,49 @@ def generate(net, tokens, positions, hops):  # continues tokens (B, n) to (B, N)
         tokens = torch.cat([tokens, logits[:, -1:].argmax(2)], 1)
     return tokens
 net = train(Thinker(VOCAB_SIZE, NUM_POSITIONS, MAX_HOPS), args.iters).requires_grad_(False)
-path, image_a, image_b = make_tasks(100)
+path, image_a, image_b = tasks = make_tasks(100)
 accuracy = torch.zeros(5, 5)  # the share of tasks in which the net writes every token right
-examples = []  # what it writes in task 1 for 5 hops, with 0 to 4 thoughts: to be drawn
-fig, (stairs, left, middle, right) = plt.subplots(1, 4, figsize=(16, 5), layout="constrained")
+examples = {}  # of task 1, for 5 hops and 0 to 4 thoughts: cells from start to goal, and answer
+fig, (stairs, left, middle, right) = plt.subplots(1, 4, figsize=(17, 5), layout="constrained")
 for thoughts in range(5):
     for num_hops in range(1, 6):
-        num_thoughts = min(thoughts, num_hops - 1)
-        tokens, positions, hops = make_sequences(path, image_a, image_b, num_hops, num_thoughts)
-        written = generate(net, tokens[:, :START + 1], positions, hops)
+        tokens, *rows = make_sequences(*tasks, num_hops, min(thoughts, num_hops - 1))
+        written = generate(net, tokens[:, :START_POSITION + 1], *rows)
         accuracy[thoughts, num_hops - 1] = (written == tokens).all(1).float().mean()
         stairs.text(num_hops, thoughts, f"{accuracy[thoughts, num_hops - 1]:.2f}", ha="center")
-    examples.append(written[1])
+    examples[thoughts] = written[1, START_POSITION:-11], written[1, -10:-1]  # -11 is <image>
 stairs.pcolormesh(range(1, 6), range(5), accuracy, cmap="Blues", vmax=2)  # 1 is light
-stairs.set(title="Accuracy: each hop but the first\nneeds a thought (without any, chance: 1/7)",
-           xlabel="hops from the start to the goal", ylabel="thoughts allowed")
+stairs.set(title="Accuracy: an extra hop needs a\nthought (chance without any: 1/7)")
+stairs.set(xlabel="hops from the start to the goal", ylabel="thoughts allowed")
 
 def draw_board(ax, title, board):
     ax.clear()
-    ax.imshow(board.view(3, 3), plt.cm.Pastel1.with_extremes(over="black"), vmin=0, vmax=8)
+    ax.pcolormesh(board.view(3, 3) == BLACK, cmap="Greys", edgecolors="0.7")
     for cell, digit in enumerate(board):
-        ax.text(cell % 3 - 0.45, cell // 3 - 0.35, f"cell {cell}", color="gray")
-        ax.text(cell % 3, cell // 3, f"{digit}", size=20, ha="center", va="center")
-    ax.set(title=title, xticks=[], yticks=[])
+        ax.text(cell % 3 + 0.5, cell // 3 + 0.7, f"cell {cell}\n\n{digit}", size=12, ha="center")
+    ax.set(title=title, xticks=[], yticks=[], ylim=[3, 0])
 
 def draw(num_thoughts):
-    written = examples[int(num_thoughts)]
-    text = written[START:-11]  # start, thoughts, and goal
-    color = "tab:blue" if text[-1] == path[1, 5] else "tab:red"
-    draw_board(left, f"Map A, start to goal: {text.tolist()}\n(red arrows: wrong goal)", image_a[1])
-    draw_board(middle, "Image B\n(a color for each digit)", image_b[1])
-    draw_board(right, "Answer: B, with the last cell\nof the arrows in black", written[-10:-1])
-    xy = torch.stack([text % 3, text // 3])  # columns and rows of the cells
-    left.quiver(*xy[:, :-1], *xy.diff(), color=color, angles="xy", scale_units="xy", scale=1.2)
+    cells, answer = examples[num_thoughts]
+    color = "tab:blue" if cells[-1] == path[1, 5] else "tab:red"
+    draw_board(left, f"Map A, path from circle: {cells.tolist()}\n(red: wrong goal)", image_a[1])
+    draw_board(middle, "Image B", image_b[1])
+    draw_board(right, "Answer: a copy of B,\nbut with the goal in black", answer)
+    xy = torch.stack([cells % 3, cells // 3], 1) + 0.5  # centers of the cells
+    left.plot(*xy[0], "ok", ms=50, mfc="none")
+    for here, there in zip(xy, xy[1:]):
+        left.annotate("", there, here, arrowprops={"color": color, "arrowstyle": "-|>",
+                      "connectionstyle": "arc3,rad=-0.16", "shrinkA": 26, "shrinkB": 26})
 
-slider = plt.Slider(plt.axes([.6, 0, .2, .1]), "thoughts", 0, 4, valinit=args.thoughts, valstep=1)
+slider = plt.Slider(plt.axes([.5, 0, .4, .08]), "thoughts", 0, 4, valinit=args.thoughts, valstep=1)
 slider.on_changed(draw)
 draw(args.thoughts)
 fig.savefig("14_reasoning_gen.png")
 # --- Claims. C1 and C3 allow 5% errors. C2 allows twice chance: 7 cells are neither start nor next.
-tokens[:, START + 1] = path[:, 3]  # in 5 hops, 4 thoughts: a wrong first one leads to 3 + 4 = 7
-goals = generate(net, tokens[:, :START + 2], positions, hops)[:, positions == GOAL]  # (100, 1)
-follows = (goals == path[:, [7]]).float().mean()
+tokens, positions, hops = make_sequences(*tasks, 5, 4)
+tokens[:, START_POSITION + 1] = path[:, 3]  # a wrong first thought: 4 more hops lead to 7
+written = generate(net, tokens[:, :START_POSITION + 2], positions, hops)
+follows = (written[:, positions == GOAL_POSITION] == path[:, [7]]).float().mean()
 
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound

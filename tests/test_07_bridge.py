@@ -216,23 +216,23 @@ def test_the_printed_numbers_in_numpy(run, ns):
 
 
 def test_the_slider_breaks_flow_matching_in_the_figure(ns):
-    """The marks, in the legend's order: data and DDPM on the moons, DDIM's rings and flow matching's crosses, which leave them."""
-    data, ddpm, rings, crosses = [np.asarray(line.get_xydata()) for line in ns.right.lines]
-    off = [np.linalg.norm(x[:, None] - moons.CENTRES, axis=2).min(1).mean() for x in (data, ddpm, rings, ns.noise.numpy())]
-    assert max(off[:3]) < 0.2 and off[3] > 0.4 and [len(x) for x in (data, ddpm, rings, crosses)] == [2000, 300, 300, 300]
-    assert np.array_equal(rings, ns.ddim.numpy()) and np.array_equal(crosses, ns.flow.numpy())
-    assert np.linalg.norm(ddpm - rings, axis=1).mean() > 1 and ns.power.val == 1
-    gaps = []
-    try:
-        for value in (0.5, 0):
-            ns.power.set_val(value)
-            moved = np.asarray(ns.right.lines[3].get_xydata())
-            gaps.append(np.linalg.norm(rings - moved, axis=1).mean())
-        assert 0.1 < gaps[0] < gaps[1] and gaps[1] > 0.3
-        assert np.abs(moved - ns.sample_flow(ns.net, ns.r[0] * ns.noise, ns.t, 0).numpy()).max() < 1e-5
-    finally:
-        ns.power.set_val(1)
-    assert np.abs(np.asarray(ns.right.lines[3].get_xydata()) - crosses).max() < 1e-5
+    """The marks, in the legend's order. Paths are stepped here in xt / a, which moves by eps times the change of s / a."""
+    data, ddim, red, orange, noise, ddpm = [np.asarray(line.get_xydata()) for line in ns.right.lines]
+    off = [np.linalg.norm(x[:, None] - moons.CENTRES, axis=2).min(1).mean() for x in (data, ddim[-4:], ddpm, red[-4:], noise)]
+    assert max(off[:2]) < 0.35 and off[2] < 0.6 and off[3] > 0.5 and off[4] > 0.5 and len(data) == 2000
+    assert noise.tolist() == [[2, 0], [0, 2], [-2, 0], [0, -2]] and np.linalg.norm(ddpm - ddim[-4:], axis=1).mean() > 0.5
+    assert [x.get_text().split(", ")[-1] for x in ns.right.get_legend().get_texts()] == ["data", "DDIM", "no r", "flow matching", "noise", "fresh noise"]
+    for marks, power in ((ddim, 1), (red, 0), (orange, 1), (None, 0.5), (None, 0), (None, 1)):
+        if marks is None:
+            ns.power.set_val(power)
+            marks = np.asarray(ns.right.lines[3].get_xydata())
+        a, s = (ns.vp if marks is ddim else ns.linear).numpy().T
+        path = [noise * np.hypot(a[0], s[0])]
+        for n in range(30):
+            inputs = np.hstack([path[n], [[a[n], s[n]]] * 4]) / np.hypot(a[n], s[n]) ** power
+            eps = ns.net(torch.tensor(inputs).float()).detach().numpy()
+            path.append(a[n + 1] * (path[n] / a[n] + (s[n + 1] / a[n + 1] - s[n] / a[n]) * eps))
+        assert np.abs(marks - np.concatenate(path)).max() < 1e-4, power
 
 
 def test_gray_lines_lead_from_the_linear_path_to_the_vp_path(ns):
