@@ -6,7 +6,7 @@ import moons
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, page_agrees, paste
+from conftest import page_agrees, paste
 
 NAME = "09_knobs"
 C, W, END = moons.CENTRES, moons.WIDTH, np.pi / 2  # the first 32 centers are the upper moon
@@ -152,6 +152,7 @@ def test_the_chart_and_claims_are_distances_to_the_exact_ends(run):
     linear, cosine, heun = (found[name, 16] for name in bars)
     assert np.allclose(list(bars.values()), (linear, cosine, heun), rtol=0.02, atol=3e-4)
     assert np.allclose(run.numbers()["C1"] + run.numbers()["C2"], (cosine, linear, heun, cosine), rtol=0.03, atol=3e-4)
+    assert np.allclose([int(n) for n in re.findall(r"(\d+)%", ns.bars.get_title())], [100 * cosine / linear, 100 * heun / cosine], atol=1.5)
     assert found["Heun, cosine", 2] > 2 * found["Euler, cosine", 2] and 2 * heun < cosine  # few evaluations, and many
 
 
@@ -187,10 +188,6 @@ def test_breaks_and_other_targets_err_where_they_are_divided(lesson, run):
     noise, data = ([error(n, t, 1) for n in (run.ns, eps.ns, x0.ns)] for t in (0.05, END - 0.05))  # near noise, near data
     assert eps.claims() == {"C1": False, "C2": True, "C3": True} and x0.claims() == {"C1": True, "C2": False, "C3": True}
     assert noise[1] > 4 * max(noise[::2]) and data[2] > 4 * max(data[:2])
-    titles = [n.ns.bars.get_title().removeprefix("At 16 evaluations, ") for n in (run, eps, x0)]
-    for values in dict(linear=2, cosine=0, heun=1), dict(linear=2, cosine=0, heun=3):  # other errors, in the lines that choose the title
-        titles += [",\nand ".join(eval(line, values) for line in re.findall(r"^s\w+ = (.* else .*)", (ROOT / f"{NAME}.py").read_text("utf-8"), re.M))]
-    assert titles == [f"{a},\nand {b}" for a, b in zip(["cosine beats linear", "linear beats cosine", *["cosine beats linear"] * 3], ["Heun beats Euler"] * 2 + ["Euler beats Heun"] * 3)]
 
 
 def test_t_scale_1000_keeps_units_off_their_bend_and_the_loss_high(lesson, run):
