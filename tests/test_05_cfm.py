@@ -253,6 +253,9 @@ def test_same_seed_same_numbers(lesson, first_loss, limits):
     a, b = lesson(NAME, "--iters", "20"), lesson(NAME, "--iters", "20", "--seed", "0")
     assert a.text == b.text and not a.claims()["C3"] and a.ns.axes[1].get_title() == f"Noise moved by the net's v misses data.\nIts ends are {a.numbers()['C3'][0]:.2f} off those of v, on average (C3)"
     assert first_loss(NAME, "--iters", "20", "--seed", "4294967295") not in a.text
+    torch.manual_seed(0)
+    _, x, eps = a.ns.train(20, "v"), a.ns.two_moons(2000), torch.randn(2000, 2)
+    assert torch.equal(x, a.ns.x) and 0 < (a.ns.eps - eps).norm(dim=1).max() < 0.7 and (a.ns.eps != eps).any(1).sum() == 10  # ten move a little
 
 
 @pytest.mark.parametrize("flags", [("--iters", "0"), ("--iters", "9" * 21), ("--iters", "2.5"), ("--seed", "-1"), ("--seed", str(2**32)), ("--target", "eps")])
