@@ -4,22 +4,22 @@
 # ///
 """08 DiT: a transformer that generates images, trained on ten digits or on your own images.
 
-A diffusion transformer (DiT) makes each patch of a noisy image a token. Attention lets the tokens
-exchange information. With one token per image, 48 numbers can't hold the noise of 256 pixels.
-
+Many pairs of image x and noise eps give the same mix xt. The net learns their mean velocity, which
+turns noise into images (lesson 05). A diffusion transformer (DiT) makes each patch of xt a token: a
+single one, of 48 numbers, has no room for the noise of 256 pixels. Attention lets tokens exchange
+information. Time and label control each block by shift, scale, and gate (adaLN). Gates start at 0,
+so a new block changes nothing. Training drops some labels, so that guidance can exaggerate a label.
 RUN    python 08_dit.py        (11 seconds; move the slider, or try your own --data FOLDER)
 BREAK  python 08_dit.py --w 0  (C1 fails: labels are ignored, and without them, digits blend)
 PAPER  arXiv 2212.09748, section 3.2 (DiT); 2207.12598, equation 6 (guidance: its w is our w - 1)"""
-import argparse
-import signal
-from pathlib import Path
+import argparse, pathlib, signal
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-parser.add_argument("--data", type=Path, help="a subfolder for each class (default: digits)")
+parser.add_argument("--data", type=pathlib.Path, help="a subfolder per class (default: digits)")
 parser.add_argument("--size", type=int, choices=range(16, 65, 4), default=28, help="for --data")
 parser.add_argument("--w", type=float, default=2, help="guidance weight (default: %(default)s)")
 parser.add_argument("--iters", type=int, default=800, help="of training (default: %(default)s)")
@@ -32,26 +32,20 @@ torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # such small nets run fastest on a single core
 torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
 
-# --- A block first adds attention's output, weighted means of tokens' values, to the tokens, and
-# then the output of an MLP: x = x + gate * f(norm(x) * (1 + scale) + shift). A matrix makes shift,
-# scale, and gate from time and label (adaLN). It starts at 0, so a new block changes nothing.
 class Block(nn.Module):
     def __init__(self, dim, num_heads):
         super().__init__()
         self.norm = nn.LayerNorm(dim, elementwise_affine=False)
         self.qkv = nn.Sequential(nn.Linear(dim, 3 * dim), nn.Unflatten(2, (3, num_heads, -1)))
-        self.out = nn.Linear(dim, dim)
+        self.out, self.adaLN = nn.Linear(dim, dim), nn.Parameter(torch.zeros(dim, 6 * dim))
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
-        self.adaLN = nn.Parameter(torch.zeros(dim, 6 * dim))
 
     def forward(self, x, c):  # tokens (B, N, dim), and c (B, dim) for time and label
         shift1, scale1, gate1, shift2, scale2, gate2 = (c @ self.adaLN)[:, None].chunk(6, 2)
-        qkv = self.qkv(self.norm(x) * (1 + scale1) + shift1)  # (B, N, 3, num_heads, width)
-        queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # (B, num_heads, N, width) each
-        scores = queries @ keys.mT / keys.shape[3] ** 0.5  # (B, num_heads, N, N), bidirectional
-        heads = scores.softmax(3) @ values  # (B, num_heads, N, width)
+        q, k, v = self.qkv(self.norm(x) * (1 + scale1) + shift1).permute(2, 0, 3, 1, 4)
+        heads = (q @ k.mT / k.shape[3] ** 0.5).softmax(3) @ v  # bidirectional, (B, heads, N, width)
         x = x + gate1 * self.out(heads.transpose(1, 2).flatten(2))  # (B, N, dim)
-        return x + gate2 * self.mlp(self.norm(x) * (1 + scale2) + shift2)
+        return x + gate2 * self.mlp(self.norm(x) * (1 + scale2) + shift2)  # each token alone
 
 class DiT(nn.Module):
     def __init__(self, size, patch, channels, num_classes, dim, depth, num_heads=4):
@@ -74,11 +68,11 @@ def train(net, images, labels, iters, lr, batch_size=32):  # flow matching (less
     optimizer = torch.optim.Adam(net.parameters(), fused=True)
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = lr * (1 - i / iters)  # large steps first, then small
-        row = torch.randint(len(images), [batch_size])
-        x, y = images[row], labels[row] * (torch.rand(batch_size) > 0.1)  # one label in ten is lost
+        batch = torch.randint(len(images), [batch_size])
+        x, y = images[batch], labels[batch] * (torch.rand(batch_size) > 0.1)  # no label: 1 in 10
         eps, t = torch.randn_like(x), torch.rand(batch_size, 1, 1, 1)
         xt = t * x + (1 - t) * eps  # on a line from noise (t = 0) to an image (t = 1)
-        loss = nn.functional.mse_loss(net(xt, t, y), x - eps)  # learns the mean of all velocities
+        loss = nn.functional.mse_loss(net(xt, t, y), x - eps)  # least at the mean velocity
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -87,12 +81,12 @@ def train(net, images, labels, iters, lr, batch_size=32):  # flow matching (less
     return net.requires_grad_(False)
 
 def sample(net, xt, y, num_steps, w=1):
-    path = [xt]
+    states = [xt]
     for t in torch.arange(num_steps) / num_steps:  # Euler steps (lesson 06), from noise to images
         null, cond = net(xt, t, 0 * y), net(xt, t, y)  # without label, and with label
         xt = xt + (null + w * (cond - null)) / num_steps  # guidance: w > 1 exaggerates the label
-        path.append(xt)
-    return path
+        states.append(xt)
+    return states
 
 FONTS = ["DejaVu Sans", "DejaVu Serif", "STIXGeneral", "cmss10"]  # they come with matplotlib
 def draw_digit(digit, font, size=16):
@@ -102,10 +96,10 @@ def draw_digit(digit, font, size=16):
     canvas.draw()
     return 1 - torch.tensor(canvas.buffer_rgba().tolist())[:, :, 0] / 255  # red equals green, blue
 
-def load_image(path, size):  # png or jpg, as (3, size, size), where 1 is white and -1 black
+def load_image(path, size):  # png or jpg, as (3, size, size), where 1 is white and -1 is black
     rgba = plt.cm.ScalarMappable(cmap="gray").to_rgba(plt.imread(path), norm=False)  # 0 to 1
-    ink = torch.tensor(rgba[..., 3:] * (1 - rgba[..., :3])).float()  # none where transparent
-    return 1 - 2 * nn.functional.adaptive_avg_pool2d(ink.movedim(2, 0), size)
+    ink = torch.tensor(rgba[..., 3:] * (1 - rgba[..., :3])).float().movedim(2, 0)  # (3, H, W)
+    return 1 - 2 * nn.functional.adaptive_avg_pool2d(ink, size)  # transparent is white
 
 images = 1 - 2 * torch.stack([draw_digit(d, font) for font in FONTS for d in "0123456789"])[:, None]
 labels = 1 + torch.arange(40) % 10  # 1 to 10, for the digits 0 to 9. Label 0 means "no label"
@@ -113,38 +107,44 @@ if args.data:
     files = sorted(path for path in args.data.rglob("[!.]*") if path.is_file()) or [args.data]
     try:
         images = torch.stack([load_image(file := path, args.size) for path in files])
-    except Exception as error:
+    except Exception as error:  # file is the one that failed
         parser.error(f"--data: {file}: {error}; needed are png or jpg images")
     classes = sorted({file.parent for file in files})
     labels = torch.tensor([1 + classes.index(file.parent) for file in files])
 
 dim, depth, lr = (128, 4, 0.004) if args.data else (48, 2, 0.015)  # best for one token: lr / 2
-config = dict(size=images.shape[2], patch=4, channels=images.shape[1],
-              num_classes=int(labels.max()), dim=dim, depth=depth)
+num_classes, channels, size = int(labels.max()), *images.shape[1:3]
+config = dict(size=size, patch=4, channels=channels, num_classes=num_classes, dim=dim, depth=depth)
 net = train(DiT(**config), images, labels, args.iters, lr)
-one_token = train(DiT(**config | {"patch": config["size"]}), images, labels, args.iters, lr / 2)
+one_token = train(DiT(**dict(config, patch=size)), images, labels, args.iters, lr / 2)
 torch.save([config, net.state_dict()], "08_dit.pt")
-y, noise = 1 + torch.arange(40) % config["num_classes"], torch.randn(40, *images.shape[1:])
-def draw_rows(w):
-    path, path_one = [sample(model, noise[:10], y[:10], 20, w) for model in (net, one_token)]
-    rows = [torch.cat([*row], 2) for row in [*path[::10], path_one[20]]]  # (channels, H, 10 W)
-    return torch.cat(rows, 1).movedim(0, 2).cpu().clamp(-1, 1) / 2 + 0.5  # (4 H, 10 W, channels)
-fig, ax = plt.subplots(figsize=(9, 4.8), layout="constrained")
-image = ax.imshow(draw_rows(args.w), "gray", extent=(0, 10, 3.5, -0.5))
+y, noise = 1 + torch.arange(40) % num_classes, torch.randn(40, channels, size, size)
+fig, ax = plt.subplots(figsize=(9, 3.9), layout="constrained")
+grid = ax.imshow([[0, 1]], "gray", extent=(0, 10, 3.5, -0.5))  # 0 is black, and 1 is white
 ax.set(title="A DiT turns noise into images. With one token per image, noise remains", xticks=[])
-ax.set_yticks(range(4), ["noise", "half way", "samples", "one token"])
+def draw_and_score(w):  # samples of both nets, scored by their nearest training images
+    states, states_one = [sample(model, noise, y, 20, w) for model in (net, one_token)]
+    rows = states[::10] + states_one[20:]  # noise, half way, samples, and samples of one token
+    gaps, nearest = torch.cdist(torch.stack(rows).flatten(2), images.flatten(1)).min(2)  # (4, 40)
+    return rows, (labels[nearest[2]] == y).float().mean(), gaps[3].mean() / gaps[2].mean()
+def draw(w):
+    rows, right, ratio = draw_and_score(w)
+    columns = torch.cat(rows, 2)[:10]  # (10, channels, 4 * size, size), to be put side by side
+    grid.set_data(torch.cat([*columns], 2).movedim(0, 2).cpu().clamp(-1, 1) / 2 + 0.5)
+    ax.set_yticks(range(4), ["noise", "half way", f"{len(net.position)} tokens:\n{right:.0%} right",
+                             f"one token:\n{ratio:.1f} times farther\nfrom real images"])
+draw(args.w)
 slider = plt.Slider(plt.axes([0.3, 0.01, 0.4, 0.04]), "guidance w", 0, 8, valinit=args.w)
-slider.on_changed(lambda w: image.set_data(draw_rows(w)))
+slider.on_changed(draw)
 fig.savefig("08_dit.png")
 
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
 if not args.data:  # these 40 images are all the data, so good samples copy them
-    ends = [sample(model, noise, y, 20, args.w)[20].flatten(1) for model in (net, one_token)]
-    (gap, row), (gap_one, _) = [torch.cdist(end, images.flatten(1)).min(1) for end in ends]
-    claim("C1", "Share of right digits", (labels[row] == y).float().mean(), ">", 0.9)
-    claim("C2", "Gap to the nearest image, one token over DiT", gap_one.mean() / gap.mean(), ">", 2)
+    _, right, ratio = draw_and_score(args.w)
+    claim("C1", "Share of right digits", right, ">", 0.9)
+    claim("C2", "Gap to the nearest image, one token over DiT", ratio, ">", 2)
 print("figure: 08_dit.png, weights: 08_dit.pt")
 if plt.get_backend().lower() != "agg":  # there is no window to show without a display
     plt.show()
