@@ -5,10 +5,10 @@
 """08 DiT: a transformer that generates images, trained on ten digits or on your own images.
 
 Many pairs of image x and noise eps give the same mix xt. The net learns their mean velocity, which
-turns noise into images (lesson 05). A diffusion transformer (DiT) makes each patch of xt a token. (A
-single one has only 48 numbers, too few for the noise of 256 pixels.) Attention lets tokens exchange
+turns noise into images (lesson 05). A diffusion transformer (DiT) makes each patch of xt a token.
+(A single one has 48 numbers, too few for the noise of 256 pixels.) Attention lets tokens exchange
 information. Time and label control each block by shift, scale, and gate (adaLN). Gates start at 0,
-so a new block changes nothing. Training drops some labels, so that guidance can exaggerate a label.
+so a new block does nothing. Training drops some labels, so that guidance can exaggerate a label.
 RUN    python 08_dit.py        (11 seconds; move the slider, or try your own --data FOLDER)
 BREAK  python 08_dit.py --w 0  (C1 fails: the label has no effect, and digits blend)
 PAPER  arXiv 2212.09748, section 3.2 (DiT); 2207.12598, equation 6 (guidance: its w is our w - 1)"""
