@@ -4,7 +4,7 @@
 # ///
 """05 Flow matching: train a net to predict the velocity along random lines from noise to data.
 
-Where lines cross, it learns their mean velocity. That turns noise into data (continuity equation).
+Noise that follows the mean velocity of crossing lines becomes data, by the continuity equation.
 
 RUN    python 05_cfm.py             (5 seconds; the slider sets the time t)
 BREAK  python 05_cfm.py --target x  (C3 fails: noise that follows a position misses the data)
@@ -94,8 +94,8 @@ def mean_data(xt, t):  # E[x | xt], (B, 2)
 def mean_velocity(xt, t):  # v = E[x - eps | xt], (B, 2), for t < 1
     return (mean_data(xt, t) - xt) / (1 - t)
 
-def derivative(f, z, k):  # (B,): df[i]/dz[i, k] at row i. Other rows of f don't depend on z[i],
-    return autograd.grad(f.sum(), z, retain_graph=True)[0][:, k]  # so the sum has this derivative
+def derivative(f, z, k):  # (B,), the derivative of f[i] by z[i, k] in row i
+    return autograd.grad(f.sum(), z, retain_graph=True)[0][:, k]  # z[i] moves no other row of f
 
 def continuity_error(v, xt, t):  # the norm of dp/dt + div(p * v), divided by that of dp/dt
     xt, t = xt.clone().requires_grad_(), t.clone().requires_grad_()
@@ -109,7 +109,7 @@ net = train(args.iters, args.target)
 x, eps = two_moons(2000), torch.randn(2000, 2)
 crossing = -torch.tensor([[0.9, 1.0]])  # (1, 2), any point will do
 ten = (x + eps - 2 * crossing).norm(dim=1).argsort()[:10]  # nearest lines at t = 0.5
-eps[ten] = 2 * crossing - x[ten]  # moves them a little, so that they meet at the crossing
+eps[ten] = 2 * crossing - x[ten]  # moves these ten of 2000 a little, so that they meet
 moved = sample(lambda xt, t: net(torch.cat([xt, t], 1)), eps)  # (51, 2000, 2)
 paths = [torch.stack([eps, (x + eps) / 2]), moved, sample(mean_data, eps)]  # the last is wrong
 gap = (moved - sample(mean_velocity, eps))[-1].norm(dim=1).mean()
@@ -131,7 +131,7 @@ def draw(t):
     v = mean_velocity(crossing, torch.tensor([[0.5]]))  # (1, 2), drawn at half length
     axes[0].quiver(*eps[ten].T, *(x - eps)[ten].T, scale_units="xy", scale=1, width=0.004)
     axes[0].quiver(*crossing.T, *v.T, scale_units="xy", scale=2, width=0.015, color="C1")
-    axes[0].legend(loc="lower right")
+    axes[0].legend(loc="upper right")
 draw(1)
 slider.on_changed(draw)
 fig.savefig("05_cfm.png")

@@ -70,8 +70,8 @@ for i in range(args.iters):
 
 # DDPM replaces a part of eps_hat by fresh noise. In its forward chain (lesson 02), xt is xt2 times
 # a / a2, plus independent noise. So the noise in xt is s * eps = (a / a2) * s2 * eps2 + new noise.
-# Both eps are standard normal, so rho = (a / a2) * s2 / s is their correlation. x and xt give eps,
-# and given eps, eps2 has mean rho * eps and variance 1 - rho^2. So for eta = 1, kept = rho * s2.
+# Both eps are standard normal, so rho = (a / a2) * s2 / s is their correlation. Given eps, eps2 has
+# the mean rho * eps and the variance 1 - rho^2. So DDPM (eta = 1) keeps rho * s2 of eps_hat.
 @torch.no_grad()
 def sample(net, xt, levels, eta=0):
     """Denoise xt, (B, D), through levels (a, s), (n, 2), by DDIM (eta=0) or DDPM (eta=1)."""
@@ -115,7 +115,7 @@ gap = (ddim - flow).norm(dim=1).mean()
 #     score      = grad p(xt) / p(xt) = E[-eps / s * N] / E[N] = -eps_hat / s        (Bayes' rule)
 halfway = (0.5 * two_moons(300) + 0.5 * noise).requires_grad_()  # (300, 2), on the linear path
 score = -predict(net, halfway, 0.5, 0.5, args.power) / 0.5
-var = (0.5 * STD) ** 2 + 0.5**2  # halfway has 64 Gaussians of this variance
+var = (0.5 * STD) ** 2 + 0.5**2  # of each of 64 Gaussians, whose mean is the density
 distance = torch.cdist(halfway, 0.5 * CENTERS)  # (300, 64), to their means
 log_p = (-0.5 / var * distance**2).logsumexp(1)  # (300,), plus a constant
 exact = torch.autograd.grad(log_p.sum(), halfway)[0]  # (300, 2), grad log p

@@ -122,17 +122,16 @@ y, noise = 1 + torch.arange(40) % num_classes, torch.randn(40, channels, size, s
 fig, ax = plt.subplots(figsize=(9, 3.9), layout="constrained")
 grid = ax.imshow([[0, 1]], "gray", extent=(0, 10, 3.5, -0.5))  # 0 is black, and 1 is white
 ax.set(title="A DiT turns noise into images. With one token per image, noise remains", xticks=[])
-def draw_and_score(w):  # samples of both nets, scored by their nearest training images
-    states, states_one = [sample(model, noise, y, 20, w) for model in (net, one_token)]
-    rows = states[::10] + states_one[20:]  # noise, half way, samples, and samples of one token
-    gaps, nearest = torch.cdist(torch.stack(rows).flatten(2), images.flatten(1)).min(2)  # (4, 40)
-    return rows, (labels[nearest[2]] == y).float().mean(), gaps[3].mean() / gaps[2].mean()
+def measure(samples, images, labels, y):  # share of right labels, mean gap to the nearest image
+    gap, nearest = torch.cdist(samples.flatten(1), images.flatten(1)).min(1)  # (B,) each
+    return (labels[nearest] == y).float().mean(), gap.mean()
 def draw(w):
-    rows, right, ratio = draw_and_score(w)
-    columns = torch.cat(rows, 2)[:10]  # (10, channels, 4 * size, size), to be put side by side
+    states, states_one = [sample(model, noise, y, 20, w) for model in (net, one_token)]
+    (right, gap), (_, gap_one) = [measure(s[20], images, labels, y) for s in (states, states_one)]
+    columns = torch.cat(states[::10] + states_one[20:], 2)[:10]  # (10, channels, 4 * size, size)
     grid.set_data(torch.cat([*columns], 2).movedim(0, 2).cpu().clamp(-1, 1) / 2 + 0.5)
     ax.set_yticks(range(4), ["noise", "half way", f"{len(net.position)} tokens:\n{right:.0%} right",
-                             f"one token:\n{ratio:.1f} times farther\nfrom real images"])
+                             f"one token:\n{gap_one / gap:.1f} times farther\nfrom real images"])
 draw(args.w)
 slider = plt.Slider(plt.axes([0.3, 0.01, 0.4, 0.04]), "guidance w", 0, 8, valinit=args.w)
 slider.on_changed(draw)
@@ -142,9 +141,10 @@ def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
 if not args.data:  # these 40 images are all the data, so good samples copy them
-    _, right, ratio = draw_and_score(args.w)
+    ends = [sample(model, noise, y, 20, args.w)[20] for model in (net, one_token)]
+    (right, gap), (_, gap_one) = [measure(end, images, labels, y) for end in ends]
     claim("C1", "Share of right digits", right, ">", 0.9)
-    claim("C2", "Gap to the nearest image, one token over DiT", ratio, ">", 2)
+    claim("C2", "Gap to the nearest image, one token over DiT", gap_one / gap, ">", 2)
 print("figure: 08_dit.png, weights: 08_dit.pt")
 if plt.get_backend().lower() != "agg":  # there is no window to show without a display
     plt.show()

@@ -8,7 +8,7 @@ In image A, the digit in each cell names the next cell. The net follows A from a
 goal, 1 to 5 hops away. Then it draws image B, with the goal in black. But it can only make one hop
 per forward pass. So it first writes down the cells on its way, as its thoughts.
 
-RUN    python 14_reasoning_gen.py                 (11 seconds; move the slider to remove thoughts)
+RUN    python 14_reasoning_gen.py                 (13 seconds; move the slider to remove thoughts)
 BREAK  python 14_reasoning_gen.py --thoughts 0    (from 2 hops on, the net guesses, so C1 fails)
 PAPER  arXiv 2201.11903 (chain of thought), 2310.07923 (why it helps), 2405.09818 (Chameleon)"""
 import argparse
@@ -19,7 +19,7 @@ from torch import nn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--thoughts", type=int, default=4, help="in C1, 0 to 4 (default: %(default)s)")
-parser.add_argument("--iters", type=int, default=800, help="of training (default: %(default)s)")
+parser.add_argument("--iters", type=int, default=1000, help="of training (default: %(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
 if not (0 <= args.thoughts <= 4 and 1 <= args.iters <= 10**6 and 0 <= args.seed < 2**32):
