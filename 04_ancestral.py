@@ -113,17 +113,17 @@ settings = [(100, args.var), (1000, "beta"), (10, "beta"), (10, "beta-tilde")]
 hundred, thousand, ten_beta, ten_tilde = [
     energy_distance(sample(net, noise, ABAR, *setting), real) for setting in settings]
 
-fig, axes = plt.subplots(3, 3, figsize=(13, 9), gridspec_kw=dict(left=.07, top=.86))
-
+fig, axes = plt.subplots(3, 3, figsize=(13, 9), gridspec_kw=dict(top=.86))
 def draw(row, num_steps):
     for ax, variance in zip(row, VARIANCES):
         samples = sample(net, noise, ABAR, num_steps, variance)
         gap = energy_distance(samples, real)
         ax.clear()
-        ax.plot(*real.T, "o", color="0.85", ms=5)
+        ax.plot(*real.T, "o", color="0.85")
         ax.plot(*samples.T, ".", color="tab:blue" if gap < limit else "tab:red", ms=2)
         ax.text(-2.9, -1.6, f"variance {samples.var(0).mean():.2f}\ndistance {gap:.3f}", size=12)
         ax.set(xticks=[], yticks=[], xlim=[-3, 3], ylim=[-1.7, 1.7], aspect="equal")
+        plt.setp(ax.spines.values(), lw=3 if variance == args.var else 1)
     row[0].set_ylabel(f"{num_steps} steps", size=14)
 
 for row, num_steps in zip(axes, [3, 10, 100]):
@@ -131,8 +131,8 @@ for row, num_steps in zip(axes, [3, 10, 100]):
 axes[0, 0].set_title("zero: adds no noise, so all\nsamples shrink to one spot")
 axes[0, 1].set_title("beta-tilde: as if x were known,\ntoo little noise in long steps")
 axes[0, 2].set_title("beta: as if data were N(0, I),\nbest of the three with few steps")
-fig.suptitle("A step back needs noise. In long steps, its amount matters\nGray: data (variance 1). "
-             f"Red: farther from data than the noise at the start (energy distance {limit:.3f})")
+fig.suptitle("A step back needs noise. In long steps, its amount matters\nThick: --var. Gray: data."
+             f" Red: farther from data than the noise at the start (energy distance {limit:.3f})")
 slider = plt.Slider(plt.axes([.4, .03, .3, .03]), "last row: steps", 1, 100, valinit=100, valstep=1)
 slider.on_changed(lambda num_steps: draw(axes[2], int(num_steps)))
 fig.savefig("04_ancestral.png", dpi=120)

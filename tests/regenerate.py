@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 MEASURED = ROOT / "tests" / "README.md"
 GALLERY = ROOT / ".github" / "gallery"
-MOVES = {  # the name of the widget, and its values on the way from good to broken
+MOVES = {  # the name of the widget, and its values on the way from good to broken (08: a flag, training goes on)
     "01_problem": ("slider", [50, 20, 10, 7, 5, 4, 3, 2, 1]),
     "02_ddpm_forward": ("slider", [1000, 700, 500, 400, 300, 200, 150, 100, 50, 20]),
     "03_elbo": ("slider", [0, 0.0005, 0.001, 0.0015, 0.002, 0.0025, 0.003]),
@@ -34,7 +34,7 @@ MOVES = {  # the name of the widget, and its values on the way from good to brok
     "05_cfm": ("slider", [0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]),
     "06_euler": ("slider", [16, 12, 8, 6, 5, 4, 3, 2, 1]),
     "07_bridge": ("power", [1, 0.8, 0.6, 0.4, 0.2, 0]),
-    "08_dit": ("slider", [2, 1, 0]),
+    "08_dit": ("--iters", [10, 25, 50, 100, 200, 400, 800]),
     "09_knobs": ("slider", [1, 2, 3, 4, 5, 6, 7, 8]),
     "10_discrete": ("passes", [16, 12, 8, 6, 4, 3, 2, 1]),
     "11_vq": ("start", [0, 0.5, 0.8, 1, 1.2, 1.5, 2]),
@@ -126,31 +126,41 @@ def many_seeds(names, seeds, jobs):
     return {name: [job.result()[0] for job in jobs_of_it] for name, jobs_of_it in runs.items()}
 
 
-def moving(name):
-    """Write NN_name.gif: the lesson's own figure while its widget goes from good to broken and back, 8 seconds."""
-    import numpy as np
+def figure(name, *flags):
+    """The names that a run of the lesson leaves, its figure among them."""
     import torch
-    from PIL import Image  # it comes with matplotlib
 
-    before, argv, sys.argv = os.getcwd(), sys.argv, [f"{name}.py"]
+    before, argv, sys.argv = os.getcwd(), sys.argv, [f"{name}.py", *flags]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
         os.chdir(folder)
         try:
             torch.set_default_dtype(torch.float32)  # the lesson before may have chosen another
             torch.set_grad_enabled(True)
-            ns = runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
+            return runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
         finally:
             os.chdir(before)
             sys.argv = argv
+
+
+def moving(name):
+    """Write NN_name.gif, 8 seconds: the lesson's own figure while its widget goes from good to broken and back, or in training."""
+    import numpy as np
+    from PIL import Image  # it comes with matplotlib
+
     knob, values = MOVES[name]
-    widget, frames = ns[knob], []
+    training, frames = knob[0] == "-", []
+    ns = figure(name) if not training else None
     for value in values:
-        widget.set_val(value) if hasattr(widget, "set_val") else widget.set_active(value)
+        if training:
+            ns = figure(name, knob, str(value))
+            ns["ax"].set_title(f"After {value} iterations of training")
+        else:
+            ns[knob].set_val(value) if hasattr(ns[knob], "set_val") else ns[knob].set_active(value)
         ns["fig"].canvas.draw()
         picture = Image.fromarray(np.asarray(ns["fig"].canvas.buffer_rgba())[:, :, :3])
         picture = picture.resize((720, round(720 * picture.height / picture.width)), Image.Resampling.LANCZOS)
         frames.append(picture.quantize(128, Image.Quantize.MAXCOVERAGE, 4, dither=Image.Dither.NONE))
-    way = frames + frames[-2:0:-1]  # there, and back without showing the ends twice
+    way = frames if training else frames + frames[-2:0:-1]  # there, and back without showing the ends twice
     still = [1600 if frame is frames[0] or frame is frames[-1] else 4800 // (len(way) - 2) for frame in way]
     way[0].save(GALLERY / f"{name}.gif", save_all=True, append_images=way[1:], duration=still, loop=0, optimize=True)
     print(f"{name}.gif: {(GALLERY / f'{name}.gif').stat().st_size / 1000:.0f} kB, {sum(still) / 1000:.1f} s", flush=True)

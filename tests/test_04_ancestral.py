@@ -226,7 +226,7 @@ def test_all_printed_numbers_and_panels_are_replayed(pieces, lesson):
         assert steps_of(row) == num_steps and [ax.get_title().split(":")[0] for ax in ns.axes[0]] == VARIANCES
         for ax, variance in zip(row, VARIANCES):
             _, wanted = shown(ax), by_hand(predict, noise, ns.ABAR, num_steps, variance)
-            assert torch.equal(cloud(ax, 0).float(), real)
+            assert torch.equal(cloud(ax, 0).float(), real) and ax.spines["top"].get_linewidth() == (3 if variance == "beta" else 1)
             assert (cloud(ax) - wanted).abs().max() < 0.01 * wanted.abs().max(), (num_steps, variance)
     limit, expected = energy(noise, real), {"C1": hundred - thousand, "C2": tilde / beta, "C3": thousand}
     limits = float(re.search(r"distance (\d+\.\d+)\)", ns.fig.get_suptitle())[1]), run.numbers()["C3"][1]

@@ -42,7 +42,7 @@ def learn(folder, iters):
 
 def draw(space, net, w=1, steps=50):
     """200 samples (200, 28, 28) of a net(xt, t, y), for the digits 0 to 9 in turn."""
-    samples = space.ns.sample(net, torch.randn(200, *space.ns.images.shape[1:]), DIGITS + 1, steps, w)[-1]
+    samples = space.ns.sample(net, torch.randn(200, *space.ns.images.shape[1:]), DIGITS + 1, steps, w)
     return samples.mean(1).clamp(-1, 1)
 
 
