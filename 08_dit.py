@@ -32,9 +32,8 @@ torch.set_num_threads(1)  # such small nets run fastest on a single core
 torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
 
 # A block changes the tokens x twice, by x + gate * f(norm(x) * (1 + scale) + shift). First, f is
-# attention: each token takes a weighted mean over all tokens. Then f is an MLP on each one alone.
-# Shift, scale, and gate come from time and label by a matrix that starts at 0 (adaLN-Zero), so that
-# a new block does nothing. Training starts from a net that passes xt on, however deep it is.
+# attention, a weighted mean over all tokens. Then it is an MLP, on each token alone. Time and label
+# set shift, scale, and gate. Gates start at 0 (adaLN-Zero), so that a new block does nothing yet.
 class Block(nn.Module):
     def __init__(self, dim, num_heads):
         super().__init__()
@@ -74,7 +73,7 @@ def train(net, images, labels, iters, lr, batch_size=32):
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = lr * (1 - i / iters)  # large steps first, then small
         batch = torch.randint(len(images), [batch_size])
-        x, y = images[batch], labels[batch] * (torch.rand(batch_size) > 0.1)  # drops 1 label in 10
+        x, y = images[batch], labels[batch] * (torch.rand(batch_size) > 0.1)  # drops 1 in 10
         eps, t = torch.randn_like(x), torch.rand(batch_size, 1, 1, 1)
         xt = t * x + (1 - t) * eps
         loss = nn.functional.mse_loss(net(xt, t, y), x - eps)  # least at the mean velocity
@@ -85,10 +84,11 @@ def train(net, images, labels, iters, lr, batch_size=32):
             print(f"iteration {i} of {iters}: loss {loss:.4f}")
     return net.requires_grad_(False)
 
-def sample(net, xt, y, num_steps, w=1):  # with guidance: w > 1 exaggerates what the label changes
+# Guidance goes w times the way from the velocity without label to that with it (w = 0: no label).
+def sample(net, xt, y, num_steps, w=1):
     for t in torch.arange(num_steps) / num_steps:  # Euler steps (lesson 06), from noise to images
         null, cond = net(xt, t, 0 * y), net(xt, t, y)  # without label (0), and with label
-        xt = xt + (null + w * (cond - null)) / num_steps
+        xt = xt + (null + w * (cond - null)) / num_steps  # w > 1 exaggerates the label
     return xt
 
 FONTS = ["DejaVu Sans", "DejaVu Serif", "STIXGeneral", "cmss10"]  # they come with matplotlib
@@ -124,7 +124,7 @@ y, noise = 1 + torch.arange(40) % num_classes, torch.randn(40, channels, size, s
 fig, ax = plt.subplots(figsize=(9, 4.8), layout="constrained")
 grid = ax.imshow([[0, 1]], "gray", extent=(0, 10, 4.5, -0.5))  # 0 is black, and 1 is white
 ax.set(title="A DiT turns noise into images. With one token per image, noise remains", xticks=[])
-ax.set_yticks(range(5), ["training images", "noise", "no label (w = 0)", "DiT", "one token"])
+ax.set_yticks(range(5), ["training images", "noise", "no label: blends", "DiT", "one token"])
 def draw(w):
     rows = [images[(labels == y[:, None]).int().argmax(1)], noise]  # the first image of each label
     rows += [sample(model, noise, y, 20, w) for model, w in ((net, 0), (net, w), (one_token, w))]
