@@ -49,8 +49,8 @@ class Block(nn.Module):
         x = x + gate1 * self.out((weights @ v).transpose(1, 2).flatten(2))  # (B, N, dim)
         return x + gate2 * self.mlp(self.norm(x) * (1 + scale2) + shift2)
 
-# Why patches? The velocity contains the noise, a number for each of 16 x 16 pixels. Sixteen tokens
-# of 48 numbers have room for it. A single token, for a patch as large as the image, does not.
+# Why patches? The velocity contains the noise, 256 independent numbers for 16 x 16 pixels. Sixteen
+# tokens of 48 numbers have room for them. A single token, a patch as large as the image, has not.
 class DiT(nn.Module):
     def __init__(self, size, patch, channels, num_classes, dim, depth, num_heads=4):
         super().__init__()
@@ -84,7 +84,7 @@ def train(net, images, labels, iters, lr, batch_size=32):
             print(f"iteration {i} of {iters}: loss {loss:.4f}")
     return net.requires_grad_(False)
 
-# Guidance goes w times the way from the velocity without label to that with it (w = 0: no label).
+# Guidance starts at the velocity without a label, and adds w times the difference to that with it.
 def sample(net, xt, y, num_steps, w=1):
     for t in torch.arange(num_steps) / num_steps:  # Euler steps (lesson 06), from noise to images
         null, cond = net(xt, t, 0 * y), net(xt, t, y)  # without label (0), and with label
@@ -125,7 +125,7 @@ fig, ax = plt.subplots(figsize=(9, 4.8), layout="constrained")
 grid = ax.imshow([[0, 1]], "gray", extent=(0, 10, 4.5, -0.5))  # 0 is black, and 1 is white
 ax.set(title="A DiT turns noise into images. With one token per image, noise remains", xticks=[])
 ax.set_yticks(range(5), ["training images", "noise", "no label: blends", "DiT", "one token"])
-def draw(w, noise=noise[:10], y=y[:10]):  # a column for each
+def draw(w, noise=noise[:10], y=y[:10]):  # a column for each noise
     rows = [images[(labels == y[:, None]).int().argmax(1)], noise]  # the first image of each label
     rows += [sample(model, noise, y, 20, w) for model, w in ((net, 0), (net, w), (one_token, w))]
     columns = torch.cat(rows, 2)  # (10, channels, 5 * size, size)
