@@ -143,7 +143,7 @@ def figure(name, *flags):
 
 
 def moving(name):
-    """Write NN_name.gif, 8 seconds: the lesson's own figure while its widget goes from good to broken and back, or in training."""
+    """Write NN_name.gif: the lesson's own figure while its widget goes from good to broken and back, or in training."""
     import numpy as np
     from PIL import Image  # it comes with matplotlib
 
@@ -160,8 +160,12 @@ def moving(name):
         picture = Image.fromarray(np.asarray(ns["fig"].canvas.buffer_rgba())[:, :, :3])
         picture = picture.resize((720, round(720 * picture.height / picture.width)), Image.Resampling.LANCZOS)
         frames.append(picture.quantize(128, Image.Quantize.MAXCOVERAGE, 4, dither=Image.Dither.NONE))
-    way = frames if training else frames + frames[-2:0:-1]  # there, and back without showing the ends twice
-    still = [1600 if frame is frames[0] or frame is frames[-1] else 4800 // (len(way) - 2) for frame in way]
+    inner = max(1, len(frames) - 2)
+    still = [800] + [1200 // inner] * (len(frames) - 2) + [2000]  # broken within two seconds
+    if training:
+        still, way = [960] * (len(frames) - 1) + [2240], frames
+    else:  # and back, without showing the ends twice
+        still, way = still + [2400 // inner] * (len(frames) - 2), frames + frames[-2:0:-1]
     way[0].save(GALLERY / f"{name}.gif", save_all=True, append_images=way[1:], duration=still, loop=0, optimize=True)
     print(f"{name}.gif: {(GALLERY / f'{name}.gif').stat().st_size / 1000:.0f} kB, {sum(still) / 1000:.1f} s", flush=True)
 
