@@ -76,11 +76,9 @@ def sample(v, noise, num_steps=50):  # moves noise (B, 2) along v(xt, t) from t 
 # Now let noise move with v. Its density q obeys the same rule, dq/dt = -div(q * v). At t = 0, both
 # are noise, so q = p. The start and the rule have one solution, so at t = 1 both are p_data.
 
-# --- Check. For our data, v has a formula. Given the center, x and xt are Gaussian, so step 1 is a
-# linear regression. Step 2 averages it over p(center | xt). Step 3: x - eps = (x - xt) / (1 - t).
-#     1. E[x | xt, center] = center + slope * (xt - t * center)  with  slope = cov(x, xt) / var(xt)
-#     2. E[x | xt] = c + slope * (xt - t * c)  with  c = E[center | xt]
-#     3. v = E[x - eps | xt] = (E[x | xt] - xt) / (1 - t)
+# --- Check. For our data, v has a formula. Given the center, x and xt are Gaussian. By regression,
+#     E[x | xt, center] = center + slope * (xt - t * center)  with  slope = cov(x, xt) / var(xt)
+# Averaging this over p(center | xt) puts c = E[center | xt] in the place of center.
 def log_likelihoods(xt, t):  # log p(xt | center) for xt (B, 2) and t (B, 1)
     var = (t * STD) ** 2 + (1 - t) ** 2  # (B, 1)
     offset = xt[:, None] - t[:, None] * CENTERS  # (B, 1, 2) - (B, 1, 1) * (64, 2) = (B, 64, 2)
@@ -92,7 +90,7 @@ def mean_data(xt, t):  # E[x | xt], (B, 2)
     return c + slope * (xt - t * c)
 
 def mean_velocity(xt, t):  # v = E[x - eps | xt], (B, 2), for t < 1
-    return (mean_data(xt, t) - xt) / (1 - t)
+    return (mean_data(xt, t) - xt) / (1 - t)  # as x - eps = (x - xt) / (1 - t)
 
 def derivative(f, z, k):  # (B,), the derivative of f[i] by z[i, k] in row i
     return autograd.grad(f.sum(), z, retain_graph=True)[0][:, k]  # z[i] moves no other row of f
@@ -110,28 +108,30 @@ x, eps = two_moons(2000), torch.randn(2000, 2)
 crossing = -torch.tensor([[0.9, 1.0]])  # (1, 2), any point will do
 ten = (x + eps - 2 * crossing).norm(dim=1).argsort()[:10]  # nearest lines at t = 0.5
 eps[ten] = 2 * crossing - x[ten]  # moves these ten of 2000 a little, so that they meet
-moved = sample(lambda xt, t: net(torch.cat([xt, t], 1)), eps)  # (51, 2000, 2)
-paths = [torch.stack([eps, (x + eps) / 2]), moved, sample(mean_data, eps)]  # the last is wrong
-gap = (moved - sample(mean_velocity, eps))[-1].norm(dim=1).mean()
-titles = ["Lines from noise (dots) cross at t = 0.5.\nThe net learns their mean v (orange: v / 2)",
-          f"Noise moved by the net's {args.target} {'ends as' if gap < STD else 'misses'} data.\n"
-          f"Its ends are {gap:.2f} off those of v, on average (C3)",
-          "Noise that follows a position, E[x | xt],\nmisses the data (some ends are outside)"]
-fig, axes = plt.subplots(1, 3, figsize=(15, 5.2), layout="constrained")
-slider = plt.Slider(plt.axes([0.4, 0.02, 0.4, 0.03]), "time t", 0, 1, valinit=1)
+fields = [lambda xt, t: x - eps, lambda xt, t: net(torch.cat([xt, t], 1)), mean_data]
+paths = [sample(field, eps) for field in fields]  # lines, net, mistake: (51, 2000, 2) each
+gap = (paths[1] - sample(mean_velocity, eps))[-1].norm(dim=1).mean()
+titles = ["Lines from noise to data cross at t = 0.5.\nThe net learns their mean v (orange: v / 2)",
+          f"Noise moved by the net's {args.target} (orange: {args.target} / 5)\n"
+          f"{'ends as' if gap < STD else 'misses'} data. Mean distance to v's ends: {gap:.2f} (C3)",
+          "Noise that follows E[x | xt], a position,\nmisses gray data (red: ends over 0.2 off)"]
+fig, axes = plt.subplots(1, 3, figsize=(13, 4.8), layout="constrained")
+slider = plt.Slider(plt.axes([0.5, 0.03, 0.4, 0.03]), "time t of the points", 0, 1, valinit=1)
+side = torch.linspace(-2.4, 2.4, 11)
 def draw(t):
     i = round(50 * t)
-    for ax, title, path, last in zip(axes, titles, paths, [1, i, i]):  # left: always t = 0.5
+    for ax, title, path in zip(axes, titles, paths):
         ax.clear()
         ax.set(title=title, aspect=1)
         ax.axis([-3, 3, -2.5, 2.5])
-        ax.scatter(*x.T, 20, "0.85", label="data")
-        ax.scatter(*path[last].T, 4, label="points at time t (left: 0.5)")
-        ax.plot(*path[:last + 1, ten].movedim(2, 0).numpy(), "ko-", markevery=99)  # (2, last+1, 10)
-    v = mean_velocity(crossing, torch.tensor([[0.5]]))  # (1, 2), drawn at half length
-    axes[0].quiver(*eps[ten].T, *(x - eps)[ten].T, scale_units="xy", scale=1, width=0.004)
-    axes[0].quiver(*crossing.T, *v.T, scale_units="xy", scale=2, width=0.015, color="C1")
-    axes[0].legend(loc="upper right")
+        ax.scatter(*x.T, 20, "0.85")
+        far = torch.cdist(path[-1], x).amin(1)  # (2000,), hardly ever over 0.2 for new data
+        ax.scatter(*path[i].T, 4, ["C3" if d > 0.2 else "C0" for d in far])
+    places = torch.cartesian_prod(side, side, torch.tensor([i / 50]))  # (121, 3): xt and t
+    axes[1].quiver(*places.T[:2], *net(places).detach().T, scale=30, color="C1")
+    axes[0].quiver(*eps[ten].T, *(x - eps)[ten].T, scale=6, width=0.004)  # 6 is the axes' width
+    axes[0].quiver(*crossing.T, *mean_velocity(crossing, torch.tensor([[0.5]])).T,
+                   scale=12, width=0.015, color="C1")  # v at half length
 draw(1)
 slider.on_changed(draw)
 fig.savefig("05_cfm.png")

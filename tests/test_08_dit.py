@@ -113,7 +113,6 @@ def test_training_points_target_rate_labels_and_ten_lines(pieces, monkeypatch, c
     assert abs((x - eps).square().mean() - float(re.search(r"loss (\S+)", text)[1])) < 1e-3
     assert abs(torch.cat([y == 0 for _, _, y in net.given]).float().mean() - 0.1) < 0.01
 
-
 @pytest.mark.parametrize("dropped", [False, True])
 def test_the_trained_net_is_near_the_exact_mean_velocity(run, images, dropped):
     """v = (E[x | xt, y] - xt) / (1 - t); the mean is a softmax over the images of the label, or over all 40 without one."""
@@ -125,7 +124,6 @@ def test_the_trained_net_is_near_the_exact_mean_velocity(run, images, dropped):
     exact = ((log_p.softmax(1) @ images.flatten(1)).view_as(xt) - xt) / (1 - t)
     with torch.no_grad():
         assert (run.ns.net(xt, t, y * (not dropped)) - exact).square().mean() < 0.2 * exact.square().mean()
-
 
 def test_guidance_is_linear_in_w_and_sampling_is_euler_and_ddim(pieces):
     for w in (0, 1, 2.5):
@@ -140,17 +138,14 @@ def test_guidance_is_linear_in_w_and_sampling_is_euler_and_ddim(pieces):
         xt = (i + 1) / 7 * x_hat + (1 - (i + 1) / 7) * eps_hat
     assert (pieces.sample(lambda xt, t, y: xt, noise, torch.zeros(5), 7) - xt).abs().max() < 1e-12
 
-
 def gaps(samples, images):
     return np.array([[np.linalg.norm(a - b) for b in images.double().numpy()] for a in samples.double().numpy()])
-
 
 def guided_euler(net, xt, y, w, steps=20):
     with torch.no_grad():
         for i in range(steps):
             xt = xt + ((1 - w) * net(xt, i / 20, 0 * y) + w * net(xt, i / 20, y)) / 20
     return xt
-
 
 def test_claims_by_brute_force_digits_progress_and_page(run, images):
     assert run.claims() == {"C1": True, "C2": True} and not list(run.folder.glob("*.pt")) and plt.imread(run.folder / f"{NAME}.png")[..., :3].std() > 0.05
@@ -165,7 +160,6 @@ def test_claims_by_brute_force_digits_progress_and_page(run, images):
     assert gap.min(1).mean() < 5.19  # half the mean distance of two images
     assert run.ns.one_token.position.shape == (1, 48) and run.ns.net.position.shape == (16, 48)
 
-
 def test_rows_show_training_images_noise_and_samples(run, images):
     for w in (1, 0, 2):
         run.ns.slider.set_val(w)
@@ -177,13 +171,11 @@ def test_rows_show_training_images_noise_and_samples(run, images):
         assert right > 0.8 if w else right < 0.5
     assert [label.get_text() for label in run.ns.ax.get_yticklabels()] == ["training images", "noise", "no label: blends", "DiT", "one token"]
 
-
 def test_breaks_and_same_seed_same_numbers(lesson, first_loss, limits):
     limits(NAME)
     assert lesson(NAME, "--dim", "8").claims() == {"C1": False, "C2": False}
     a, b = lesson(NAME, "--iters", "12"), lesson(NAME, "--iters", "12", "--seed", "0")
     assert a.text == b.text and first_loss(NAME, "--iters", "12", "--seed", "4294967295") not in a.text
-
 
 @pytest.mark.parametrize("mode, name", [("RGB", "a.png"), ("RGBA", "a.PNG"), ("L", "a.png"), ("LA", "a.png"), ("P", "a.png"), ("L", "a.JPEG"), ("RGB", "a.jpg")])
 @pytest.mark.parametrize("height, width", [(32, 64), (48, 32)])
@@ -195,7 +187,6 @@ def test_images_are_resized_and_put_on_white(pieces, tmp_path, mode, name, heigh
     on_white = rgba[..., 3:] * rgba[..., :3] + 1 - rgba[..., 3:]
     expected = on_white.reshape(8, height // 8, 8, width // 8, 3).mean((1, 3)).transpose(2, 0, 1) * 2 - 1
     assert np.abs(pieces.load_image(tmp_path / name, 8).numpy() - expected).max() < (0.05 if jpg else 0.01)
-
 
 def test_own_folder_has_a_class_for_each_subfolder_or_one_and_its_weights_load_by_the_page(lesson, tmp_path):
     for k in range(10):
@@ -219,7 +210,6 @@ torch.save(sample(net, *torch.load(sys.argv[1] + "/given.pt"), 20, 2), sys.argv[
     one = lesson(NAME, "--data", str(tmp_path / "a"), "--iters", "4", "--dim", "8")
     assert list(one.ns.config.values()) == [28, 4, 3, 1, 8, 4] and one.ns.labels.tolist() == [1] * 5
 
-
 def test_each_bad_folder_and_flag_gets_one_line_that_names_it(refused, tmp_path):
     for folder in ("text", "torn"):
         (tmp_path / folder / "a").mkdir(parents=True)
@@ -232,7 +222,6 @@ def test_each_bad_folder_and_flag_gets_one_line_that_names_it(refused, tmp_path)
         assert named in said and "png or jpg" in said, said
     for flags in (("--w", "-1"), ("--w", "9"), ("--iters", "0"), ("--seed", "-1"), ("--size", "30"), ("--dim", "9")):
         assert flags[0] in refused(NAME, *flags)
-
 
 OLD = ("xt, t, y), x - eps)", "xt = xt + (null + w * (cond - null)) / num_steps")
 NEW = {"flow": OLD, "x": ("xt, t, y), x)", "xt = xt + (cond - xt) / (1 - t) / num_steps"),

