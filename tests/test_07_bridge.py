@@ -12,38 +12,31 @@ from conftest import page_agrees, paste
 
 NAME, DOUBLE = "07_bridge", functools.partial(torch.tensor, dtype=torch.float64)
 
-
 @pytest.fixture(scope="module")
 def pieces():
     return paste(NAME, "predict", "sample", "sample_flow")
-
 
 @pytest.fixture(scope="module")
 def run(lesson):
     return lesson(NAME)
 
-
 @pytest.fixture(scope="module")
 def ns(run):
     return run.ns
-
 
 def pairs(n, seed=0):
     """x of the moons and eps, (n, 2) each, float64."""
     rng = np.random.default_rng(seed)
     return torch.tensor(moons.samples(n, rng)), torch.tensor(rng.standard_normal((n, 2)))
 
-
 def step(pieces, xt, eps_hat, level, level2, eta):
     """One step of `sample` with a net that predicts eps_hat."""
     return pieces.sample(lambda inputs: eps_hat, xt, [level, level2], eta)
-
 
 def ddpm(t):
     """DDPM's levels in continuous time, beta = 0.1 + 19.9 u per unit of u = 1 - t."""
     u = 1 - t
     return (-(0.1 * u + 9.95 * u**2) / 2).exp(), (-torch.expm1(-(0.1 * u + 9.95 * u**2))).sqrt()
-
 
 PATHS = {  # (a, s) at t
     "VP": ddpm, "linear": lambda t: (t, 1 - t),
@@ -51,7 +44,6 @@ PATHS = {  # (a, s) at t
     "exploding": lambda t: (1 + 0 * t, 20 ** (1 - 2 * t)), "bent": lambda t: (t**2, (1 - t) ** 1.5)}
 each_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 STEPS = ((0.1, 0.2), (0.4, 0.9), (0.7, 0.75))
-
 
 @each_path
 def test_ddim_is_eulers_step_in_xt_over_a_and_s_over_a(pieces, path):
@@ -63,7 +55,6 @@ def test_ddim_is_eulers_step_in_xt_over_a_and_s_over_a(pieces, path):
             euler = a2 * (xt / a + (s2 / a2 - s / a) * eps)
             assert (step(pieces, xt, eps, (a, s), (a2, s2), 0) - euler).abs().max() < 1e-9
         assert (step(pieces, a * x + s * eps, eps, (a, s), (a2, s2), 0) - a2 * x - s2 * eps).abs().max() < 1e-9
-
 
 @each_path
 def test_eta_1_is_ddpms_posterior_as_a_product_of_gaussians(pieces, path):
@@ -79,7 +70,6 @@ def test_eta_1_is_ddpms_posterior_as_a_product_of_gaussians(pieces, path):
         mean = (a2 * x / s2**2 + c * xt / extra) / precision
         assert (got - mean - torch.randn_like(xt) / precision.sqrt()).abs().max() < 1e-8
 
-
 def test_every_eta_keeps_the_noise_at_the_level_of_the_path(pieces):
     """Levels may be plain numbers. At eta = 0.5 and 1 a quarter and all of DDPM's variance is fresh. At s2 = 0 no noise is left."""
     x, eps = pairs(20_000)
@@ -91,7 +81,6 @@ def test_every_eta_keeps_the_noise_at_the_level_of_the_path(pieces):
         fresh = 1 - (noise * eps).mean().square()
         assert abs(fresh - eta**2 * (1 - (s2 / a2 * a / s) ** 2)) < 0.03
         assert (step(pieces, a * x + s * eps, eps, (a, s), (1, 0), eta) - x).abs().max() < 1e-9
-
 
 @each_path
 def test_v_is_the_derivative_of_xt_and_eps_comes_back_from_it(path):
@@ -106,7 +95,6 @@ def test_v_is_the_derivative_of_xt_and_eps_comes_back_from_it(path):
     assert ((da * xt - a * v) / (da * s - a * ds) - eps).abs().max() < 1e-9
     if path is PATHS["linear"]:
         assert (v - (xt - eps) / t).abs().max() < 1e-9 and (eps - (xt - t * v)).abs().max() < 1e-9
-
 
 def test_a_step_of_ddpm_is_one_of_its_sde_up_to_order_one_and_a_half(pieces):
     """One step of eta = 1, 1 / T long, against one Euler-Maruyama step of the reverse SDE with the same draw of noise."""
@@ -124,7 +112,6 @@ def test_a_step_of_ddpm_is_one_of_its_sde_up_to_order_one_and_a_half(pieces):
             gap[i] += (got - euler).square().sum()
     assert 1.4 < math.log10(gap[0] / gap[1]) / 2 < 1.6
 
-
 def test_flow_matching_by_euler_is_ddim_and_only_s_over_a_counts(pieces):
     """Levels that are divided by r, or by anything else, lead to the same ends without fresh noise."""
     torch.manual_seed(5)
@@ -139,7 +126,6 @@ def test_flow_matching_by_euler_is_ddim_and_only_s_over_a_counts(pieces):
     for scale in (levels.norm(dim=1, keepdim=True), torch.linspace(1, 1 / 9, 12, dtype=torch.float64)[:, None]):
         assert (pieces.sample(net, noise / scale[0], levels / scale) - ends / scale[-1]).abs().max() < 1e-9
 
-
 def test_the_net_answers_alike_along_a_ray_and_only_if_it_divides(pieces):
     xt, see = pairs(6)[1], lambda inputs: inputs
     for a, s in ((0.9, 0.1), (0.5, 0.5), (0.02, 0.98), (3.0, 4.0)):
@@ -149,7 +135,6 @@ def test_the_net_answers_alike_along_a_ray_and_only_if_it_divides(pieces):
         half = pieces.predict(see, xt, DOUBLE(a), DOUBLE(s), power=0.5)
         assert (half - expected * math.hypot(a, s) ** 0.5).abs().max() < 1e-12
         assert torch.equal(pieces.predict(see, xt, a, s, power=0), torch.hstack([xt, DOUBLE([[a, s]] * 6)]))
-
 
 def test_training_draws_angles_of_the_vp_path_and_prints_progress(lesson, monkeypatch):
     """With normal numbers replaced by 5, the net must see a x + s eps, a, s on the quarter circle, and learn eps = 5."""
@@ -168,11 +153,9 @@ def test_training_draws_angles_of_the_vp_path_and_prints_progress(lesson, monkey
     off = (xt[:, None] - 5 * s[:, None] - a[:, None] * (run.ns.CENTERS + 5 * run.ns.STD)).norm(dim=2).amin(1)
     assert off.max() < 1e-5 and (run.ns.net(seen[100]) - 5).abs().mean() < 0.5
 
-
 def energy_distance(x, y):
     far = [torch.cdist(p.double(), q.double()).sum() / len(p) / (len(q) - (p is q)) for p, q in ((x, y), (x, x), (y, y))]
     return (2 * far[0] - far[1] - far[2]).item()
-
 
 def test_samples_of_both_paths_are_distributed_like_the_data(ns):
     """Energy distance, where noise has about 0.05 and another draw of data 0 +- 0.001."""
@@ -190,12 +173,10 @@ def test_samples_of_both_paths_are_distributed_like_the_data(ns):
         assert low < energy_distance(ends[0], data) < high, (steps, eta)
         assert (ends[0] - ends[1]).abs().max() < 1e-3
 
-
 def test_claims_figure_and_page(run):
     assert run.claims() == {"C1": True, "C2": True}
     assert plt.imread(run.folder / f"{NAME}.png")[..., :3].std() > 0.05
     page_agrees(NAME, run)
-
 
 def test_the_printed_numbers_in_numpy(run, ns):
     """The gap is rounding, so it is compared with a bound."""
@@ -213,7 +194,6 @@ def test_the_printed_numbers_in_numpy(run, ns):
     with torch.no_grad():
         learned = -ns.predict(ns.net, xt.float(), 0.5, 0.5).numpy() / 0.5
     assert abs(run.numbers()["C2"][0] - np.linalg.norm(learned - score) / np.linalg.norm(score)) < 1e-3
-
 
 def test_the_slider_breaks_flow_matching_in_the_figure(ns):
     """The marks, in the legend's order. Paths are stepped here in xt / a, which moves by eps times the change of s / a."""
@@ -234,24 +214,20 @@ def test_the_slider_breaks_flow_matching_in_the_figure(ns):
             path.append(a[n + 1] * (path[n] / a[n] + (s[n + 1] / a[n + 1] - s[n] / a[n]) * eps))
         assert np.abs(marks - np.concatenate(path)).max() < 1e-4, power
 
-
 def test_gray_lines_lead_from_the_linear_path_to_the_vp_path(ns):
     *gray, vp, linear = [np.asarray(line.get_xydata()) for line in ns.left.lines]
     assert np.array_equal(vp, ns.vp.numpy()) and np.array_equal(linear, ns.linear.numpy())
     assert np.array_equal(np.stack(gray, 1), np.stack([linear, vp]))
-
 
 def test_break_and_a_net_of_one_iteration(lesson):
     broken = lesson(NAME, "--power", "0", "--iters", "200", "--seed", "1")
     assert broken.claims() == {"C1": False, "C2": False} and broken.numbers()["C1"][0] > 0.3 and broken.ns.power.val == 0
     assert lesson(NAME, "--iters", "1").claims() == {"C1": True, "C2": False}
 
-
 def test_same_seed_same_numbers(lesson, first_loss, limits):
     limits(NAME)
     a, b = lesson(NAME, "--iters", "1"), lesson(NAME, "--iters", "1", "--seed", "0")
     assert a.text == b.text and first_loss(NAME, "--iters", "1", "--seed", "4294967295") not in a.text
-
 
 @pytest.mark.parametrize("flags", [
     ("--iters", "0"), ("--iters", "2.5"), ("--power", "2"), ("--seed", "-1"), ("--seed", "9" * 21), ("--steps", "5")])
