@@ -36,10 +36,9 @@ def two_moons(n):
     """Return n samples of p_data, of shape (n, 2)."""
     return CENTERS[torch.randint(64, (n,))] + STD * torch.randn(n, 2)
 
-# --- The chain: t = 0 is data, t = T is noise, and step t adds a little noise z_t
+# --- The Markov chain from data (t = 0) to noise (t = T). A step looks only at the point before it:
 #     x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) z_t,  with fresh noise z_t ~ N(0, I)    (2)
-# A step looks only at the point before it, so this is a Markov chain. It is variance-preserving: if
-# x_{t-1} has variance 1, then x_t has variance (1 - beta_t) + beta_t, which is 1 again.
+# It is variance-preserving: if x_{t-1} has variance 1, then x_t has (1 - beta_t) + beta_t = 1, too.
 def linear_schedule(T):
     """Return the betas of Ho et al., and abar, for t = 0, ..., T, as columns, (T + 1, 1)."""
     beta = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, T)])[:, None]
@@ -60,19 +59,18 @@ def simulate_chain(x, beta):
 #     a_t^2 = (1 - beta_t) a_{t-1}^2  and  s_t^2 = (1 - beta_t) s_{t-1}^2 + beta_t
 # Again, they add up to (1 - beta_t) + beta_t = 1. So at every t, with a new eps ~ N(0, I),
 #     x_t = a_t x + s_t eps,  where a_t^2 = (1 - beta_1) ... (1 - beta_t), called abar_t    (4)
-beta, abar = linear_schedule(args.T)
-a, s = abar.sqrt(), (1 - abar).sqrt()  # (T + 1, 1) each
-path = simulate_chain(two_moons(2500), beta)  # (T + 1, 2500, 2)
 
-# --- Check: solve (4) for the eps in the simulated chains. At every t, they must be N(0, 1). If so,
-# the CDF of N(0, 1) turns n of them into uniform numbers from 0 to 1. Sorted, they are close to
-# (i + 0.5) / n. The largest difference, plus 0.5 / n, is the Kolmogorov-Smirnov (KS) statistic.
-even = (torch.arange(5000) + 0.5) / 5000  # n is 5000, because 2500 points have an x and a y each
-ks = []
-for t in range(1, args.T + 1):
-    eps = (path[t] - a[t] * path[0]) / s[t]  # (2500, 2)
-    uniform = torch.special.ndtr(eps.flatten())  # (5000,)
-    ks.append((uniform.sort().values - even).abs().max() + 0.5 / 5000)
+# --- Check: (4), solved for eps, must give N(0, 1) at every t. The CDF of N(0, 1) turns n such eps
+# into uniform numbers. Sorted, they are evenly spaced, up to the Kolmogorov-Smirnov (KS) distance.
+def measure(T, n=5000):  # returns a and s, (T + 1, 1), chains, (T + 1, n / 2, 2), and KS, (T + 1,)
+    beta, abar = linear_schedule(T)
+    a, s = abar.sqrt(), (1 - abar).sqrt()
+    path = simulate_chain(two_moons(n // 2), beta)  # each point has an x and a y
+    eps = (path - a[:, None] * path[0]) / s[:, None]  # at t = 0, 0 / 0 is nan
+    uniform = torch.special.ndtr(eps.flatten(1))  # (T + 1, n)
+    ks = (uniform.sort().values - torch.linspace(0, 1, n)).abs().amax(1)  # the largest difference
+    return a, s, path, ks
+a, s, path, ks = measure(args.T)
 
 # --- Training: the net predicts eps from x_t and s_t, which tells it t. Each training point takes
 # one draw from (4), with its own random t, so the training is called simulation-free. Many pairs of
@@ -91,8 +89,7 @@ def train(a, s, iters, width=64, batch_size=1024, lr=0.03):
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = lr * (1 - i / iters)  # large steps first, then small
         xt, st, eps = training_batch(a, s, batch_size)
-        eps_hat = net(torch.hstack([xt, st]))
-        loss = (eps_hat - eps).square().mean()  # equation 14
+        loss = nn.functional.mse_loss(net(torch.hstack([xt, st])), eps)  # equation 14
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -112,38 +109,41 @@ def best_eps(xt, st):  # E[eps | x_t], (B, 2), for x_t (B, 2) and s_t (B, 1)
     return st / var * (xt - at * (p_center @ CENTERS))  # divided by s, and averaged over c
 net = train(a, s, args.iters)
 xt, st, eps = training_batch(a, s, 50_000)
-lowest = (best_eps(xt, st) - eps).square().mean()
-ratio = (net(torch.hstack([xt, st])) - eps).square().mean() / lowest
+lowest = nn.functional.mse_loss(best_eps(xt, st), eps)
+ratio = nn.functional.mse_loss(net(torch.hstack([xt, st])), eps) / lowest
 
-MAX_DATA = 0.001  # for a_T^2. With a_T = 0.03, x hardly moves x_T, whose standard deviation is 1
-fig, axes = plt.subplots(2, 4, figsize=(11, 6.2), subplot_kw={"box_aspect": 1})
-fig.suptitle("Small steps (above), one draw (below): same distribution. Red: over 0.1% data at T")
-slider = plt.Slider(plt.axes([0.3, 0.01, 0.4, 0.03]), "T", 10, 1000, valinit=args.T, valstep=1)
+MAX_KS = 0.041  # by chance, P(KS > e) <= 2 exp(-2 n e^2) (DKW inequality), or 1e-7 for e = 0.041
+MAX_A = 0.06  # for a_T, the correlation of x and x_T: 4 standard errors of 1 / sqrt(5000) = 0.014
+fig = plt.figure(figsize=(11, 6.6), layout="constrained")
+fig.suptitle("t small steps (gray) spread data like one draw (blue). Red: over 0.36% data at T")
+*clouds, chart, bar = fig.subplot_mosaic("0123;4444;5555", height_ratios=[9, 8, 1]).values()
+slider = plt.Slider(bar, "T", 10, 1000, valinit=args.T, valstep=1)
 
 def draw(T):
     torch.manual_seed(args.seed)  # moving the slider back shows the same points
-    beta, abar = linear_schedule(T)
-    path = simulate_chain(two_moons(2500), beta)
-    for (above, below), t in zip(axes.T, [0, T // 10, T // 4, T]):
-        a, s = abar[t].sqrt(), (1 - abar[t]).sqrt()
-        closed_form = a * two_moons(2500) + s * torch.randn(2500, 2)
-        color = "tab:red" if t == T and abar[t] > MAX_DATA else "tab:blue"
-        for ax, points in [(above, path[t]), (below, closed_form)]:
-            ax.clear()
-            ax.scatter(*points.T, 1, color)
-            ax.axis([-3.5, 3.5, -3.5, 3.5])
-        above.set_title(f"t = {t}: {abar[t].item():.2%} data")
-        below.set_title(f"{a.item():.2f} x + {s.item():.2f} eps")
+    a, s, path, ks = measure(T)
+    for ax, t in zip(clouds, [0, T // 10, T // 4, T]):
+        closed_form = a[t] * two_moons(2500) + s[t] * torch.randn(2500, 2)
+        color = "C3." if t == T and a[t] > MAX_A else "C0."
+        ax.clear()
+        ax.plot(*path[t].T, "C7o", *closed_form.T, color, markersize=1.5)
+        ax.axis([-3.5, 3.5, -3.5, 3.5])
+        ax.set(title=f"t = {t}\n{100 * a[t].item() ** 2:.3g}% of variance is data", box_aspect=1)
+    chart.clear()
+    chart.plot(ks, "k", [0, 1000], [MAX_KS, MAX_KS], "k--")
+    chart.text(10, MAX_KS, f"chance level {MAX_KS}", va="bottom")
+    chart.set_title(f"They differ by more than chance at {sum(ks > MAX_KS)} of {T} times")
+    chart.set(xlabel="t", ylabel="KS distance", ylim=(0, 0.06))
 draw(args.T)
 slider.on_changed(lambda T: draw(int(T)))
 fig.savefig("02_ddpm_forward.png", dpi=120)
 
-# --- Claims. C1: by chance, P(KS > e) <= 2 exp(-2 n e^2) (DKW inequality), or 1e-7 for e = 0.041
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
-claim("C1", "In the chain, eps is N(0, 1) at every t. Largest KS", max(ks), "<", 0.041)
-claim("C2", "x_T is nearly noise. Data's part of its variance", abar[-1].item(), "<", MAX_DATA)
+
+claim("C1", "In the chain, eps is N(0, 1) at every t. Largest KS", ks[1:].max(), "<", MAX_KS)
+claim("C2", "x_T is nearly noise. Its correlation with x", (path[0] * path[-1]).mean(), "<", MAX_A)
 claim("C3", "The net's loss is within 10% of the lowest. Ratio", ratio, "<", 1.1)
 print("figure: 02_ddpm_forward.png")
 if plt.get_backend().lower() != "agg":  # there is no window to show without a display

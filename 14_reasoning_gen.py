@@ -8,13 +8,13 @@ In image A, the digit in each cell names the next cell. The net follows A from a
 goal, 1 to 5 hops away. Then it draws image B, with the goal in black. But it can only make one hop
 per forward pass. So it first writes down the cells on its way, as its thoughts.
 
-RUN    python 14_reasoning_gen.py                 (13 seconds; move the slider to remove thoughts)
+RUN    python 14_reasoning_gen.py                 (13 seconds; the buttons change its thoughts)
 BREAK  python 14_reasoning_gen.py --thoughts 0    (from 2 hops on, the net guesses, so C1 fails)
 PAPER  arXiv 2201.11903 (chain of thought), 2310.07923 (why it helps), 2405.09818 (Chameleon)"""
 import argparse
 import signal
-import matplotlib.pyplot as plt
 import torch
+from matplotlib import pyplot as plt, widgets
 from torch import nn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -38,7 +38,7 @@ torch.set_num_threads(1)  # such small nets run fastest on a single core
 #   hops       0        0 .. 0  0        0 ... 0  0       1  1  1  0  0        0 ... 0  0
 # We give the hops to the next cell that is written, and so decide how many thoughts there are.
 BLACK, IMAGE, TEXT, END, VOCAB_SIZE = range(9, 14)  # the tokens 0 to 8 are digits or cells
-START_POSITION, GOAL_POSITION, NUM_POSITIONS, MAX_HOPS = 21, 22, 34, 5
+START_POSITION, NUM_POSITIONS, MAX_HOPS = 21, 34, 5
 
 def make_tasks(num_tasks):  # to paths, maps A, and images B, of shape (num_tasks, 9) each
     path = torch.rand(num_tasks, 9).argsort(1)  # all cells; the last one leads back to the first
@@ -97,48 +97,48 @@ def generate(net, tokens, positions, hops):  # continues tokens (B, n) to (B, N)
 net = train(Thinker(VOCAB_SIZE, NUM_POSITIONS, MAX_HOPS), args.iters).requires_grad_(False)
 path, image_a, image_b = tasks = make_tasks(100)
 accuracy = torch.zeros(5, 5)  # the share of tasks in which the net writes every token right
-examples = {}  # of task 1, for 5 hops and 0 to 4 thoughts: cells from start to goal, and answer
-fig, (stairs, left, middle, right) = plt.subplots(1, 4, figsize=(17, 5), layout="constrained")
+outputs = {}  # for each button, what the net writes for 5 hops, (100, N)
+fig, axes = plt.subplot_mosaic("SSRAAA;BBBCCC", figsize=(9, 7.2), layout="constrained")
+stairs, buttons, left, middle, right = axes.values()
 for thoughts in range(5):
     for num_hops in range(1, 6):
         tokens, *rows = make_sequences(*tasks, num_hops, min(thoughts, num_hops - 1))
         written = generate(net, tokens[:, :START_POSITION + 1], *rows)
         accuracy[thoughts, num_hops - 1] = (written == tokens).all(1).float().mean()
         stairs.text(num_hops, thoughts, f"{accuracy[thoughts, num_hops - 1]:.2f}", ha="center")
-    examples[thoughts] = written[1, START_POSITION:-11], written[1, -10:-1]  # -11 is <image>
+    outputs[f"thoughts: {thoughts}"] = written
 stairs.pcolormesh(range(1, 6), range(5), accuracy, cmap="Blues", vmax=2)  # 1 is light
-stairs.set(title="Accuracy: an extra hop needs a\nthought (chance without any: 1/7)")
+stairs.set(title="Accuracy: an extra hop\nneeds a thought (chance\nwithout any: 1/7)")
 stairs.set(xlabel="hops from the start to the goal", ylabel="thoughts allowed")
+
+tokens, *rows = make_sequences(path[:, [0, 3, 4, 5, 6, 7]], image_a, image_b, 5, 4)  # skips 1 and 2
+written = outputs["first is wrong"] = generate(net, tokens[:, :START_POSITION + 2], *rows)
+follows = (written[:, -12] == path[:, 7]).float().mean()  # 4 hops after a wrong first thought, 3
 
 def draw_board(ax, title, board):
     ax.clear()
-    ax.pcolormesh(board.view(3, 3) == BLACK, cmap="Greys", edgecolors="0.7")
+    ax.pcolormesh(range(3), range(3), board.view(3, 3) == BLACK, cmap="Greys", edgecolors="0.7")
     for cell, digit in enumerate(board):
-        ax.text(cell % 3 + 0.5, cell // 3 + 0.7, f"cell {cell}\n\n{digit}", size=12, ha="center")
-    ax.set(title=title, xticks=[], yticks=[], ylim=[3, 0])
+        ax.text(cell % 3 - 0.47, cell // 3 - 0.3, f"cell {cell}: {digit}", size=12)
+    ax.set(title=title, xticks=[], yticks=[], ylim=[2.5, -0.5])
 
-def draw(num_thoughts):
-    cells, answer = examples[num_thoughts]
-    color = "tab:blue" if cells[-1] == path[1, 5] else "tab:red"
-    draw_board(left, f"Map A, path from circle: {cells.tolist()}\n(red: wrong goal)", image_a[1])
+def draw(label):  # shows task 1
+    cells, goal = outputs[label][1, START_POSITION:-11].tolist(), path[1, 5]  # -11 is <image>
+    draw_board(left, f"Map A: path {cells}\n(yellow: goal. Red: not a hop of A)", image_a[1])
     draw_board(middle, "Image B", image_b[1])
-    draw_board(right, "Answer: a copy of B,\nbut with the goal in black", answer)
-    xy = torch.stack([cells % 3, cells // 3], 1) + 0.5  # centers of the cells
-    left.plot(*xy[0], "ok", ms=50, mfc="none")
-    for here, there in zip(xy, xy[1:]):
-        left.annotate("", there, here, arrowprops={"color": color, "arrowstyle": "-|>",
-                      "connectionstyle": "arc3,rad=-0.16", "shrinkA": 26, "shrinkB": 26})
+    draw_board(right, "Answer: the net paints the cell it reached", outputs[label][1, -10:-1])
+    left.plot(goal % 3, goal // 3, "sy", ms=24)
+    for here, there in zip(cells, cells[1:]):
+        color = "tab:blue" if (here, there) in enumerate(image_a[1]) else "tab:red"
+        left.annotate("", (there % 3, there // 3), (here % 3, here // 3), arrowprops=dict(
+            arrowstyle="-|>", connectionstyle="arc3,rad=-0.15", color=color))
+    plt.draw()
 
-slider = plt.Slider(plt.axes([.5, 0, .4, .08]), "thoughts", 0, 4, valinit=args.thoughts, valstep=1)
-slider.on_changed(draw)
-draw(args.thoughts)
+radio = widgets.RadioButtons(buttons, list(outputs))
+radio.on_clicked(draw)
+radio.set_active(args.thoughts)
 fig.savefig("14_reasoning_gen.png")
 # --- Claims. C1 and C3 allow 5% errors. C2 allows twice chance: 7 cells are neither start nor next.
-tokens, positions, hops = make_sequences(*tasks, 5, 4)
-tokens[:, START_POSITION + 1] = path[:, 3]  # a wrong first thought: 4 more hops lead to 7
-written = generate(net, tokens[:, :START_POSITION + 2], positions, hops)
-follows = (written[:, positions == GOAL_POSITION] == path[:, [7]]).float().mean()
-
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")

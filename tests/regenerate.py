@@ -40,7 +40,7 @@ MOVES = {  # the name of the widget, and its values on the way from good to brok
     "11_vq": ("start", [0, 0.5, 0.8, 1, 1.2, 1.5, 2]),
     "12_maskgit": ("noise", [1, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1, 0]),
     "13_unified": ("slider", [4, 5, 6, 7, 8]),
-    "14_reasoning_gen": ("slider", [4, 3, 2, 1, 0]),
+    "14_reasoning_gen": ("radio", [4, 3, 2, 1, 0, 5]),
     "15_hybrid": ("radio", [0, 1, 0, 1]),
 }
 
