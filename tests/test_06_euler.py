@@ -13,7 +13,7 @@ NAME = "06_euler"
 
 @pytest.fixture(scope="module")
 def pieces():
-    return paste(NAME, "euler", "rk4", "solve", "train", "velocity", "read_points")
+    return paste(NAME, "euler", "heun", "rk4", "solve", "train", "velocity", "read_points")
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +26,8 @@ def ns(run):
     return run.ns
 
 
-# --- the solvers
-
-
 def test_one_step_is_the_textbook_formula(pieces):
-    """Of dx/dt = A x + t: RK4 is exact to h^4, so its step is the Taylor series, and Euler's is its first two terms."""
+    """Of dx/dt = A x + b t: RK4 is exact to h^4, so its step is the Taylor series. Heun's ends at h^2, and Euler's at h."""
     A = torch.tensor([[0.3, -1.0], [0.7, 0.2]], dtype=torch.float64)
     b = torch.tensor([1.0, -2.0], dtype=torch.float64)
     x, t, h = torch.randn(5, 2, dtype=torch.float64), 0.4, 0.3
@@ -40,19 +37,19 @@ def test_one_step_is_the_textbook_formula(pieces):
     d1 = v(x, t)
     d2 = d1 @ A.T + b
     d3, d4 = d2 @ A.T, d2 @ A.T @ A.T
-    assert (pieces.euler(v, x, t, h) - (x + h * d1)).abs().max() < 1e-12
-    taylor = x + h * d1 + h**2 / 2 * d2 + h**3 / 6 * d3 + h**4 / 24 * d4
-    assert (pieces.rk4(v, x, t, h) - taylor).abs().max() < 1e-12
+    taylor = [x, h * d1, h**2 / 2 * d2, h**3 / 6 * d3, h**4 / 24 * d4]
+    for step, order in [(pieces.euler, 1), (pieces.heun, 2), (pieces.rk4, 4)]:
+        assert (step(v, x, t, h) - sum(taylor[:order + 1])).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("name, order", [("euler", 1), ("rk4", 4)])
+@pytest.mark.parametrize("name, order", [("euler", 1), ("heun", 2), ("rk4", 4)])
 def test_orders_on_an_equation_that_is_not_linear(pieces, name, order):
     """dx/dt = x cos(3 t) + t^2 x^2 has no closed form: against 400 steps of RK4."""
     def v(x, t):
         return x * np.cos(3 * t) + t**2 * x**2
     x = torch.linspace(-0.5, 0.5, 6, dtype=torch.float64).reshape(3, 2)
     truth = pieces.solve(v, x, 400, pieces.rk4)[-1]
-    a, b = ((pieces.solve(v, x, n, getattr(pieces, name))[-1] - truth).abs().max() for n in (16, 32))
+    a, b = ((pieces.solve(v, x, n, getattr(pieces, name))[-1] - truth).abs().max() for n in (50, 100))
     assert abs(torch.log2(a / b).item() - order) < 0.25
 
 
@@ -66,9 +63,6 @@ def test_solve_steps_from_0_to_1_and_returns_the_path(pieces):
 def test_velocity_appends_the_time_as_the_last_column(pieces):
     x = torch.randn(4, 2)
     assert torch.equal(pieces.velocity(lambda rows: rows)(x, 0.25), torch.hstack([x, torch.full((4, 1), 0.25)]))
-
-
-# --- training
 
 
 def test_a_trained_net_is_the_mean_velocity_of_two_points(pieces):
@@ -116,9 +110,7 @@ def test_claims_figure_and_page(run):
 
 def test_default_data_are_two_half_circles(ns):
     """Undone: the scaling of x. The upper one stands around (-0.5, -0.25), and the lower one is its negative."""
-    points = ns.points
-    upper, lower = points[:10_000], -points[10_000:]
-    for moon in (upper, lower):
+    for moon in (ns.points[:10_000], -ns.points[10_000:]):
         radius = (moon - torch.tensor([-0.5, -0.25])).norm(dim=1)
         assert abs(radius.mean() - 1) < 0.01 and abs(radius.std() - 0.09) < 0.005
         assert abs(moon[:, 0].mean() + 0.5) < 0.03 and abs(moon[:, 1].mean() - (2 / np.pi - 0.25)) < 0.02
@@ -134,24 +126,27 @@ def by_hand(v, x, num_steps, kind):
     f = lambda x, t: v(torch.tensor(x).float(), t).detach().numpy().astype(np.float64)
     for i in range(num_steps):
         k = [f(x, i * h)]
-        if kind == "RK4":
-            for c in (0.5, 0.5, 1):
-                k.append(f(x + c * h * k[-1], (i + c) * h))
-        x = x + h * np.average(k, axis=0, weights=[1] if kind != "RK4" else [1, 2, 2, 1])
+        for c in {"Euler": (), "Heun": (1,), "RK4": (0.5, 0.5, 1)}[kind]:
+            k.append(f(x + c * h * k[-1], (i + c) * h))
+        x = x + h * np.average(k, axis=0, weights=[1, 2, 2, 1] if kind == "RK4" else None)
     return x
 
 
 def test_the_chart_and_the_claims_are_distances_to_the_exact_ends(run, ns):
     exact = by_hand(ns.first, ns.noise, 50, "RK4")
-    cost = {"first net, Euler": 1, "first net, RK4": 4, "after reflow, Euler": 1}
+    cost = {"first net, Euler": 1, "first net, Heun": 2, "first net, RK4": 4, "after reflow, Euler": 1}
+    euler, heun, rk4, reflow = cost
     lines = {text.get_text(): line for text, line in zip(ns.chart.get_legend().get_texts(), ns.chart.lines)}
+    assert [matplotlib.colors.to_hex(line.get_color()) for line in lines.values()] == ["#1f77b4", "#ff7f0e", "#9467bd", "#2ca02c"]
     for name, line in lines.items():
         nfe, error = map(list, line.get_data())
         assert nfe == list(range(0, 17, cost[name])) and set(lines) == set(cost)
         for n, value in list(zip(range(0, 17, cost[name]), error))[::3 if cost[name] == 1 else 1]:
             ends = by_hand(ns.second if "reflow" in name else ns.first, ns.noise, n // cost[name], name.split()[-1]) if n else ns.noise.numpy()
             assert abs(np.linalg.norm(ends - exact, axis=1).mean() - value) < 2e-3 * value + 1e-4, (name, n)
-    before, after = lines["first net, Euler"].get_ydata(), lines["after reflow, Euler"].get_ydata()
+    order = [sorted(cost, key=lambda name: lines[name].get_ydata()[n // cost[name]]) for n in (4, 8, 12, 16)]  # the nearest first
+    assert order == [[reflow, heun, rk4, euler], [reflow, rk4, heun, euler], [rk4, reflow, heun, euler], [rk4, heun, reflow, euler]]
+    before, after = lines[euler].get_ydata(), lines[reflow].get_ydata()
     printed = [number for pair in run.numbers().values() for number in pair]  # five steps and none; one step and eight
     assert np.allclose(printed, [before[5], before[0], after[1], before[8]], rtol=1e-3)
 
@@ -215,16 +210,16 @@ def test_the_example_on_the_page_is_what_the_run_prints(run):
 
 
 def table(n=300):
-    return np.random.default_rng(0).normal(size=(n, 2)) @ [[1, 0.8], [0, 0.3]] + [5, -2]
+    return np.random.default_rng(0).normal(size=(n, 2)) @ [[1, 0.8], [0, 0.3]] + [-5, -2]
 
 
 @pytest.mark.parametrize("ending, mark, header, decimal", [
-    (".csv", ",", "", "."), (".csv", ",", "length,width", "."), (".csv", ";", "x;y", ","), (".CSV", ", ", "", "."),
+    (".csv", ",", "", "."), (".csv", ",", '"length","width"', "."), (".csv", ";", "Öl;Höhe", ","), (".CSV", ", ", "x, y", "."),
     (".tsv", "\t", "a\tb", "."), (".txt", "   ", "# x y", "."), (".txt", " ", "", ".")])
 def test_tables_are_the_readers_points(pieces, tmp_path, ending, mark, header, decimal):
     rows = [mark.join(f"{value:.6f}".replace(".", decimal) for value in row) for row in table()]
     text = "\n".join([header, *rows] if header else rows) + "\n\n"  # with an empty line at the end
-    (tmp_path / f"x{ending}").write_text(text, encoding="utf-8-sig")  # and the mark that spreadsheets write first
+    (tmp_path / f"x{ending}").write_text(text, encoding="latin-1" if "ö" in header else "utf-8-sig")  # with the mark of spreadsheets
     assert np.abs(pieces.read_points(str(tmp_path / f"x{ending}")) - table()).max() < 1e-5
 
 
@@ -232,9 +227,14 @@ def test_tables_are_the_readers_points(pieces, tmp_path, ending, mark, header, d
 def test_dark_pixels_of_a_picture_become_points(pieces, tmp_path, picture, copied):
     path = matplotlib.cbook.get_sample_data(picture, asfileobj=False)
     (tmp_path / copied).write_bytes(open(path, "rb").read())
-    gray = plt.imread(path).astype(float)[..., :3].mean(2)
+    color, alpha = np.split(plt.imread(path).astype(float), [3], 2)
+    gray = (color * alpha + 1 - alpha if alpha.size else color).mean(2)  # on white
     dark = {(column, len(gray) - 1 - row) for row, column in zip(*np.nonzero(gray < gray.mean()))}
     assert {tuple(point) for point in pieces.read_points(str(tmp_path / copied)).tolist()} == dark and len(dark) > 1000
+    ink = np.zeros((9, 9, 4))
+    ink[3:5, 2, 3] = 1, 0.9  # black on transparent black
+    plt.imsave(tmp_path / "ink.png", ink)
+    assert pieces.read_points(str(tmp_path / "ink.png")).tolist() == [[2, 4], [2, 5]]
 
 
 def test_own_data_leave_new_samples_in_the_units_of_the_file(lesson, tmp_path):
@@ -253,18 +253,18 @@ def test_each_bad_file_gets_one_line_that_says_what_was_found(refused, tmp_path)
                        "quoted.csv": 'a,b\n1,2\n3,"4"\n', "empty.csv": "", "point.csv": "1,2\n", "head.csv": "x,y\n", "flat.csv": "1,2\n" * 9,
                        "nan.csv": "1,2\nnan,3\n1,4\n", "inf.csv": "1,2\n5,inf\n1,4\n", "torn.png": "nothing", "x.json": "{}"}.items():
         (tmp_path / name).write_text(text)
-    (tmp_path / "latin.csv").write_bytes("Länge,Höhe\n1,2\n3,4\n".encode("latin-1"))
+    (tmp_path / "latin.csv").write_bytes("Länge,Höhe\n1,2\n3,é\n".encode("latin-1"))
     np.save(tmp_path / "line.npy", np.ones(30))
+    np.save(tmp_path / "point.npy", np.ones((1, 2)))
     plt.imsave(tmp_path / "white.png", np.ones((9, 9, 3)))
-    ink = np.zeros((9, 9, 4))
-    ink[3:5, 3:5, 3] = 1
-    plt.imsave(tmp_path / "transparent.png", ink)
+    plt.imsave(tmp_path / "clear.png", np.zeros((9, 9, 4)))
     expected = {"three.csv": "[50, 3]", "one.csv": "[20]", "word.csv": "'x'", "ragged.csv": "from 2 to 3", "quoted.csv": '"4"', "empty.csv": "fewer than two",
                 "point.csv": "fewer than two", "head.csv": "fewer than two", "flat.csv": "equal numbers", "nan.csv": "nan", "inf.csv": "inf", "torn.png": "",
-                "x.json": "", "latin.csv": "codec", "line.npy": "[30]", "white.png": "[0, 2]", "transparent.png": "[0, 2]", "none.csv": "No such file"}
+                "x.json": "", "latin.csv": "row 1, column 2", "line.npy": "[30]", "point.npy": "[1, 2]", "white.png": "[0, 2]", "clear.png": "[0, 2]",
+                "none.csv": "No such file"}
     for name, words in expected.items():
         said = refused(NAME, "--data", str(tmp_path / name))
-        assert words in said and name in said and said.endswith("needed are rows of two numbers"), said
+        assert words in said and name in said and said.endswith("needed are rows of two numbers or dark pixels"), said
     assert "needed are rows" in refused(NAME, "--data", "")
 
 
