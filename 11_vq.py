@@ -59,9 +59,9 @@ def update_codebook(codebook, z, restart, decay=0.9):
 # --- Finite scalar quantization (FSQ) learns no codebook. It rounds each number of z to one of a
 # few levels. So the entries are a grid, and the grid covers all possible z.
 def fsq(z, levels):
-    """Round z (B, dim), from -1 to 1, to the nearest of `levels` evenly spaced numbers."""
+    """Round z (B, dim) to the nearest of `levels` evenly spaced numbers from -1 to 1."""
     half = (levels - 1) / 2
-    return ((z + 1) * half).round() / half - 1  # for 7 levels: 0 to 6, over 3, minus 1
+    return ((z.clamp(-1, 1) + 1) * half).round() / half - 1  # for 7 levels: 0 to 6, over 3, minus 1
 
 # --- The loss of VQ-VAE (equation 3), where sg (stop gradient) is .detach(), has three terms:
 #     |x_hat - x|^2 (reconstruction) + |sg[z] - q|^2 (codebook) + beta |z - sg[q]|^2 (commitment)
@@ -69,15 +69,16 @@ def fsq(z, levels):
 def train(x, quantizer, codebook, restart=False, straight=True,
           iters=300, seed=0, levels=7, beta=0.25, width=64, lr=0.02):
     """Train a net on patches x (B, D). With "fsq", the codebook (K, dim) is the grid of levels."""
-    assert quantizer in ("vq", "fsq"), quantizer
-    torch.manual_seed(seed)
     D, dim = x.shape[1], codebook.shape[1]
+    is_grid = len(codebook) == levels**dim and torch.dist(fsq(codebook, levels), codebook) < 1e-5
+    assert quantizer == "vq" or (quantizer == "fsq" and is_grid), "use vq, or fsq with its grid"
+    torch.manual_seed(seed)
     net = nn.Module()  # a container for the three parts
     net.encode = nn.Sequential(nn.Linear(D, width), nn.SiLU(), nn.Linear(width, dim), nn.Tanh())
     net.decode = nn.Sequential(nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, D))
     net.register_buffer("codebook", codebook)  # torch.save saves it with the weights
     optimizer = torch.optim.Adam(net.parameters(), lr)
-    for _ in range(iters):
+    for i in range(iters):
         z = net.encode(x)  # (B, dim), from -1 to 1 because of the tanh
         q = fsq(z, levels) if quantizer == "fsq" else net.codebook[nearest(z, net.codebook)]
         x_hat = net.decode(straight_through(z, q) if straight else q)
@@ -88,7 +89,8 @@ def train(x, quantizer, codebook, restart=False, straight=True,
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    print(f"{quantizer}: loss {loss:.4f} after {iters} iterations")
+        if i % 100 == 0:
+            print(f"{quantizer}, iteration {i} of {iters}: loss {loss:.4f}")
     return net
 
 @torch.no_grad()
@@ -107,37 +109,35 @@ second_vq = train(x, "vq", 2 + clump, restart=not args.no_restart, **same)
 fsq_net = train(x, "fsq", grid, **same)
 without = train(x, "fsq", grid, straight=False, **same)
 
-# A useful reconstruction beats the simplest one, which draws each patch in its mean gray.
-gray = x.mean(1, keepdim=True).expand_as(x)
-gray_error = (gray - x).square().mean() / x.var()
-fig, axes = plt.subplots(2, 5, figsize=(14, 6.6), layout="constrained")
+gray = x.mean(1, keepdim=True).expand_as(x)  # the simplest reconstruction: mean gray patches
+gray_error = (gray - x).square().mean() / x.var()  # a useful reconstruction has a lower error
+fig, axes = plt.subplots(2, 5, figsize=(10, 5.6), layout="constrained")
 fig.suptitle("A codebook that starts far from all z collapses. Restarts or FSQ prevent it.")
 
 def draw_image(ax, patches, title):
     image = nn.functional.fold(patches.T, (160, 160), 4, stride=4)[0]
     ax.imshow(image, "gray", vmin=-0.5, vmax=0.5)
     ax.set(title=title, xticks=[], yticks=[])
-def draw(column, name, net):
+def draw(ax, image_ax, name, net):
     z, tokens, x_hat, error = measure(net, x)
-    ax = axes[0, column]
     ax.clear()
     ax.plot(*z.T, ".", color="0.7", ms=2)
     ax.plot(*net.codebook.T, "kx", ms=4)
     ax.plot(*net.codebook[tokens].T, "o", c="tab:red" if error > gray_error else "tab:blue", ms=4)
-    ax.set(aspect=1, xlim=(-1.1, 2.6), ylim=(-1.1, 2.6))
-    ax.set_title(f"{name}\n{len(tokens.unique())} of {len(net.codebook)} entries in use")
-    draw_image(axes[1, column], x_hat, f"error {error:.3f}")
-draw(1, "VQ", first_vq)
-draw(2, "VQ" if args.no_restart else "VQ with restarts", second_vq)
-draw(3, "FSQ", fsq_net)
-draw(4, "FSQ, no straight-through", without)
-draw_image(axes[0, 0], gray, f"each patch in its mean gray\nerror {gray_error:.3f} (red: above)")
+    ax.set(aspect=1, xlim=(-1.1, 2.9), ylim=(-1.1, 2.9))
+    ax.set_title(f"{name}\n{len(tokens.unique())} of {len(net.codebook)} in use")
+    draw_image(image_ax, x_hat, f"error {error:.3f}")
+draw(*axes[:, 1], "VQ", first_vq)
+draw(*axes[:, 2], "VQ" if args.no_restart else "VQ with restarts", second_vq)
+draw(*axes[:, 3], "FSQ", fsq_net)
+draw(*axes[:, 4], "FSQ without\nstraight-through", without)
+draw_image(axes[0, 0], gray, f"mean gray patches\nerror {gray_error:.3f}\n(red: above)")
 draw_image(axes[1, 0], x, "original")
 axes[0, 3].legend(["z of a patch", "entry not in use", "entry in use"])
-box = plt.axes([0.5, 0.02, 0.2, 0.03])
+fig.savefig("11_vq.png", dpi=140)
+box = plt.axes([0.45, 0.005, 0.4, 0.03])
 start = plt.Slider(box, "retrain VQ, entries start near (s, s), s =", 0, 2, valinit=2, valstep=0.1)
-start.on_changed(lambda s: draw(1, "VQ", train(x, "vq", s + clump, **same)))
-fig.savefig("11_vq.png", dpi=120)
+start.on_changed(lambda s: draw(*axes[:, 1], "VQ", train(x, "vq", s + clump, **same)))
 
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound

@@ -46,14 +46,12 @@ codebook, tokens = patches.flatten(0, 1).unique(dim=0, return_inverse=True)  # (
 tokens = tokens.view(40, 64)  # so codebook[tokens] is equal to patches
 mask_token = len(codebook)  # 16, the next free number, means "hidden"
 
-# --- Training. D3PM is DDPM for tokens. Instead of adding noise, it hides tokens: at time t of T,
-# each one is hidden with probability t / T. The net predicts the hidden ones from the visible ones.
+# --- Training. DDPM adds noise. D3PM hides tokens: at time t of T, each one with probability t / T.
 def train(tokens, vocab_size, iters, dim=16, width=256, batch_size=64, lr=0.006):
     """Return a net from tokens (B, N), where vocab_size means hidden, to logits (B, N, V)."""
     N = tokens.shape[1]
-    net = nn.Sequential(
-        nn.Embedding(vocab_size + 1, dim), nn.Flatten(), nn.Linear(N * dim, width),
-        nn.SiLU(), nn.Linear(width, N * vocab_size), nn.Unflatten(1, (N, vocab_size)))
+    net = nn.Sequential(nn.Embedding(vocab_size + 1, dim), nn.Flatten(), nn.Linear(N * dim, width),
+                        nn.SiLU(), nn.Linear(width, N * vocab_size), nn.Unflatten(1, (N, -1)))
     optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.95))  # 0.999 trains worse here
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = lr * (1 - i / iters)  # large steps first, then small
@@ -69,12 +67,12 @@ def train(tokens, vocab_size, iters, dim=16, width=256, batch_size=64, lr=0.006)
     return net
 
 # --- D3PM samples back from t = T to 0. A token is hidden with probability t / T before a round and
-# (t - 1) / T after it. So a hidden token is revealed with probability 1 / t. Tokens of one round
-# are sampled independently. If an image can still be a 3 or a 7, one token may come from the 3, and
-# its neighbor from the 7. More rounds raise accuracy, but lower throughput (a forward pass each).
+# (t - 1) / T after it, so a hidden one is revealed with probability 1 / t. Tokens of one round are
+# sampled independently. If an image can be a 3 or a 7, one may come from the 3, and one from the 7.
 def d3pm(net, xt, num_rounds, mask_token):
     """Replace each mask token in xt, (B, N), by any net from tokens to logits (B, N, V)."""
-    for t in range(num_rounds, 0, -1):  # T is num_rounds
+    assert num_rounds > 0, "d3pm needs at least one round, or mask tokens would remain"
+    for t in range(num_rounds, 0, -1):  # T rounds: more raise accuracy, but lower throughput
         guess = Categorical(logits=net(xt)).sample()  # (B, N)
         is_revealed = torch.rand(xt.shape) < 1 / t
         xt = torch.where(is_revealed & (xt == mask_token), guess, xt)
@@ -84,14 +82,14 @@ def d3pm(net, xt, num_rounds, mask_token):
 # ink at the top. The guess "ink" is nearly certain there, and fits both. At the lower right, only
 # the 3 has ink. That guess is uncertain, so it waits for a later round. But a rare guess is never
 # confident. It is dropped and sampled again, until a common one comes. So the same images repeat.
-# Gumbel noise helps: if we add it to log p, the position of the maximum is a random draw in
-# proportion to p (Gumbel-max trick). Its scale falls to 0, as late tokens should fit the others.
+# Gumbel noise helps: added to log p, it makes the argmax a random draw from p (Gumbel-max trick).
 def maskgit(net, xt, num_rounds, mask_token, noise):
     """Like d3pm. Each sequence reveals an equal share of its own hidden tokens in each round."""
+    assert num_rounds > 0, "maskgit needs at least one round, or mask tokens would remain"
     for t in range(num_rounds, 0, -1):
         p = Categorical(logits=net(xt))
         guess = p.sample()  # (B, N)
-        scale = noise * (t - 1) / num_rounds
+        scale = noise * (t - 1) / num_rounds  # falls to 0, as late tokens should fit the others
         confidence = p.log_prob(guess) + scale * Gumbel(0, 1).sample(xt.shape)
         confidence[xt != mask_token] = -torch.inf  # visible tokens come last, so they stay
         order = confidence.argsort(descending=True)  # (B, N), positions, such as 2 0 1
@@ -100,6 +98,11 @@ def maskgit(net, xt, num_rounds, mask_token, noise):
         xt = torch.where(rank < num_keep, guess, xt)
     return xt
 
+def sample(net, xt, num_rounds, mask_token, noise, seed):  # {name of method: samples (B, N)}
+    torch.manual_seed(seed)  # so that only the sliders change the samples
+    return {"D3PM": d3pm(net, xt, num_rounds, mask_token),
+            "MaskGIT without noise": maskgit(net, xt, num_rounds, mask_token, 0),
+            "MaskGIT with noise": maskgit(net, xt, num_rounds, mask_token, noise)}
 def score(x, tokens):
     """Return where x, (B, N), is wrong, how often on average, and how many of the images occur."""
     nearest = (x[:, None] != tokens).sum(2).argmin(1)  # (B,), the most similar image
@@ -110,23 +113,19 @@ def score(x, tokens):
 net = train(tokens, len(codebook), args.iters).requires_grad_(False)  # the training is over
 blank = torch.full([200, 64], mask_token)  # 200 samples, all hidden
 
-fig, axes = plt.subplots(3, 3, figsize=(14, 6), layout="constrained")
-rounds = plt.Slider(plt.axes([0.1, 0, 0.2, 0.04]), "rounds", 1, 64, valinit=args.rounds, valstep=1)
-noise = plt.Slider(plt.axes([0.74, 0, 0.2, 0.04]), "Gumbel noise", 0, 5, valinit=1)
-def draw_samples(num_rounds):
-    torch.manual_seed(args.seed)  # so that only the sliders change the samples
-    return {"D3PM": d3pm(net, blank, num_rounds, mask_token),
-            "MaskGIT without noise": maskgit(net, blank, num_rounds, mask_token, 0),
-            "MaskGIT with noise": maskgit(net, blank, num_rounds, mask_token, noise.val)}
+fig, axes = plt.subplots(3, 3, figsize=(9, 5), layout="constrained")
+rounds = plt.Slider(plt.axes([0.1, 0, 0.25, 0.04]), "rounds", 1, 64, valinit=args.rounds, valstep=1)
+noise = plt.Slider(plt.axes([0.56, 0, 0.38, 0.04]), "Gumbel noise", 0, 5, valinit=1)
 def draw(row, num_rounds):
-    for ax, (name, x) in zip(row, draw_samples(num_rounds).items()):
+    samples = sample(net, blank, num_rounds, mask_token, noise.val, args.seed)
+    for ax, (name, x) in zip(row, samples.items()):
         is_wrong, wrong, images = score(x, tokens)
         ink = codebook[x]  # (B, N, 4), 0 is drawn white, and 1 black
         ink[is_wrong] = -0.2 - 0.5 * ink[is_wrong]  # less than 0 is drawn red, light or dark
         pixels = nn.functional.fold(ink[:4].mT, (16, 16), 2, stride=2)  # (4, 1, 16, 16)
         ax.clear()
         ax.imshow(torch.hstack([*pixels[:, 0]]), "RdGy", vmin=-1, vmax=1)
-        ax.set(xticks=[], yticks=[], title=f"{name}: {wrong:.1f} wrong tokens, {images} images")
+        ax.set(xticks=[], yticks=[], title=f"{name}\n{wrong:.1f} wrong tokens, {images} images")
     row[0].set_ylabel(f"rounds: {num_rounds}")
 
 for row, num_rounds in zip(axes, [1, args.rounds, 64]):
@@ -135,13 +134,14 @@ for slider in (rounds, noise):
     slider.on_changed(lambda _: draw(axes[1], int(rounds.val)))
 fig.suptitle("More rounds leave fewer wrong tokens. Without noise, MaskGIT repeats a few images.\n"
              "Red: differs from the most similar image. 4 of 200 samples are shown. Sliders: row 2")
-fig.savefig("12_maskgit.png", dpi=110)
+fig.savefig("12_maskgit.png", dpi=140)
 
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
-_, one_round, _ = score(draw_samples(1)["MaskGIT with noise"], tokens)
-_, wrong, num_images = score(draw_samples(args.rounds)["MaskGIT with noise"], tokens)
+with_noise = lambda n: sample(net, blank, n, mask_token, 1, args.seed)["MaskGIT with noise"]
+_, one_round, _ = score(with_noise(1), tokens)
+_, wrong, num_images = score(with_noise(args.rounds), tokens)
 # Only tokens of one round clash. In ten rounds, a tenth of all pairs share one. We allow a fifth.
 claim("C1", "Wrong tokens, against a fifth of those in one round", wrong, "<", one_round / 5)
 claim("C2", "Most of the 40 images should occur in 200 samples", num_images, ">", len(tokens) / 2)

@@ -63,9 +63,9 @@ def test_z_moves_until_the_next_entry_is_nearest_as_in_the_comment():
 
 @pytest.mark.parametrize("levels, dim", [(7, 2), (2, 5), (4, 3), (9, 1)])
 def test_fsq_is_the_nearest_point_of_a_grid(levels, dim):
-    grid, z = lattice(levels, dim).double(), double(3000, dim).tanh()
+    grid, z = lattice(levels, dim).double(), double(3000, dim)  # a third of all numbers lie outside -1 to 1
     q = piece.fsq(z, levels)
-    assert (q - grid[piece.nearest(z, grid)]).abs().max() < 1e-6 and (q - z).abs().max() <= 1 / (levels - 1) + 1e-6
+    assert (q - grid[piece.nearest(z, grid)]).abs().max() < 1e-6 and (q - z.clip(-1, 1)).abs().max() <= 1 / (levels - 1) + 1e-6
     assert (piece.fsq(grid, levels) - grid).abs().max() < 1e-6  # none is out of reach
 
 
@@ -109,9 +109,10 @@ def test_the_first_step_by_hand(quantizer, straight, capsys):
     assert (new.codebook - (moved if quantizer == "vq" else codebook)).abs().max() < 1e-6 and torch.equal(new.state_dict()["codebook"], new.codebook)
 
 
-def test_other_quantizers_are_refused():
-    with pytest.raises(AssertionError, match="rvq"):
-        piece.train(x[:20], "rvq", lattice(7, 2))
+@pytest.mark.parametrize("quantizer, codebook", [("rvq", lattice(7, 2)), ("fsq", lattice(3, 2)), ("fsq", 0.9 * lattice(7, 2)), ("fsq", lattice(49, 2)[:49])])
+def test_other_quantizers_and_fsq_without_its_grid_are_refused(quantizer, codebook):
+    with pytest.raises(AssertionError, match="use vq, or fsq with its grid"):
+        piece.train(x[:20], quantizer, codebook)
 
 
 def test_all_z_start_close_together_and_choose_few_far_entries_for_ever():
@@ -138,8 +139,8 @@ def whole(patches):
 
 
 def test_claims_figure_and_page(run):
-    assert run.claims() == {"C1": True, "C2": True, "C3": True}
-    assert plt.imread(run.folder / f"{NAME}.png")[..., :3].std() > 0.05
+    assert re.findall(r"^(\w+), iteration (\d+) of 300: loss 0\.", run.text, re.M) == [(q, i) for q in ("vq", "vq", "fsq", "fsq") for i in ("0", "100", "200")]
+    assert run.claims() == {"C1": True, "C2": True, "C3": True} and plt.imread(run.folder / f"{NAME}.png")[..., :3].std() > 0.05
     page_agrees(NAME, run)
 
 
@@ -152,16 +153,15 @@ def test_claims_titles_and_images_are_what_the_nets_draw_from_tokens(run, ns):
             drawn = net.decode(net.codebook[tokens]).numpy()
         errors.append(((drawn.astype(float) - ROWS) ** 2).mean() / ROWS.var())
         top, bottom = ns.axes[:, column]
-        assert top.get_title().endswith(f"\n{len(set(tokens.tolist()))} of 49 entries in use")
-        assert bottom.get_title() == f"error {errors[-1]:.3f}"
+        assert top.get_title().endswith(f"\n{len(set(tokens.tolist()))} of 49 in use") and bottom.get_title() == f"error {errors[-1]:.3f}"
         assert np.abs(bottom.images[-1].get_array() - whole(drawn)).max() < 1e-4
         dots, crosses, entries = (line.get_xydata() for line in top.lines)
         assert np.abs(dots - z).max() < 1e-4 and np.abs(crosses - net.codebook.numpy()).max() < 1e-6
         assert np.abs(entries - net.codebook.numpy()[tokens]).max() < 1e-6
         assert top.lines[2].get_color() == ("tab:red" if errors[-1] > gray else "tab:blue") and top.lines[2].get_marker() == "o"
-    assert np.abs(ns.axes[1, 0].images[0].get_array() - photo).max() < 1e-6
+    assert np.abs(ns.axes[1, 0].images[0].get_array() - photo).max() < 1e-6 and [text.get_text() for text in ns.axes[0, 3].get_legend().get_texts()][1] == "entry not in use"
     assert np.abs(ns.axes[0, 0].images[0].get_array() - whole(ROWS.mean(1)[:, None] + 0 * ROWS)).max() < 1e-6
-    assert f"\nerror {gray:.3f} " in ns.axes[0, 0].get_title()
+    assert ns.axes[0, 0].get_title() == f"mean gray patches\nerror {gray:.3f}\n(red: above)"
     printed = np.array([*numbers["C1"], *numbers["C2"], *numbers["C3"]])
     assert np.abs(printed / [errors[1], gray, errors[2], gray, errors[3], gray] - 1).max() < 1e-3
     assert errors[0] > 0.5 and errors[3] > 0.2  # both are red
