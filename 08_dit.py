@@ -5,8 +5,9 @@
 """08 DiT: a transformer that generates images, trained on ten digits or on your own images.
 
 On the line xt = t x + (1 - t) eps, noise eps moves to an image x at velocity x - eps. Many lines
-cross at each xt. The net learns their mean velocity, which turns fresh noise into images (lesson
-05). It is a diffusion transformer (DiT): its tokens are patches of xt, and attention joins them.
+cross at each xt, and the net learns their mean velocity (lesson 05). Noise that follows it first
+heads for a blur of all images, but the larger t, the better xt shows which one it will become. The
+net is a diffusion transformer (DiT): patches of xt are its tokens, and attention joins them.
 RUN    python 08_dit.py          (11 seconds; move the slider, or try your own --data FOLDER)
 BREAK  python 08_dit.py --dim 8  (C1 and C2 fail: tokens are too narrow for the noise)
 PAPER  arXiv 2212.09748, section 3.2 (DiT); 2207.12598, equation 6 (guidance: its w is our w - 1)"""
@@ -128,8 +129,7 @@ ax.set_yticks(range(5), ["training images", "noise", "no label: blends", "DiT", 
 def draw(w, noise=noise[:10], y=y[:10]):  # a column for each noise
     rows = [images[(labels == y[:, None]).int().argmax(1)], noise]  # the first image of each label
     rows += [sample(model, noise, y, 20, w) for model, w in ((net, 0), (net, w), (one_token, w))]
-    columns = torch.cat(rows, 2)  # (10, channels, 5 * size, size)
-    grid.set_data(torch.cat([*columns], 2).movedim(0, 2).cpu().clamp(-1, 1) / 2 + 0.5)
+    grid.set_data(torch.cat([*torch.cat(rows, 2)], 2).movedim(0, 2).cpu().clamp(-1, 1) / 2 + 0.5)
 draw(args.w)
 slider = plt.Slider(plt.axes([0.3, 0.01, 0.4, 0.04]), "guidance w", 0, 8, valinit=args.w)
 slider.on_changed(draw)
