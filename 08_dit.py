@@ -128,7 +128,7 @@ ax.set(title="A DiT turns noise into images. With one token per image, noise rem
 ax.set_yticks(range(5), ["training images", "noise", "no label: blends", "DiT", "one token"])
 def draw(w, noise=noise[:10], y=y[:10]):  # a column for each noise
     rows = [images[(labels == y[:, None]).int().argmax(1)], noise]  # the first image of each label
-    rows += [sample(model, noise, y, 20, w) for model, w in ((net, 0), (net, w), (one_token, w))]
+    rows += [sample(model, noise, y, 20, w) for model, w in [(net, 0), (net, w), (one_token, w)]]
     grid.set_data(torch.cat([*torch.cat(rows, 2)], 2).movedim(0, 2).cpu().clamp(-1, 1) / 2 + 0.5)
 draw(args.w)
 slider = plt.Slider(plt.axes([0.3, 0.01, 0.4, 0.04]), "guidance w", 0, 8, valinit=args.w)
