@@ -5,7 +5,6 @@
 """03 From the ELBO to L_simple: how a bound on the likelihood becomes a regression loss.
 
 DDPM's likelihood can't be computed, but its lower bound can: a constant minus squared errors.
-
 RUN    python 03_elbo.py                 (6 seconds; the slider adds an error to each step's mean)
 BREAK  python 03_elbo.py --predict mean  (C1 fails, because small errors of the mean cost a lot)
 PAPER  arXiv 2006.11239, sections 2 and 3 (DDPM, by Ho et al.). We use its equation numbers."""
@@ -87,7 +86,8 @@ def train(net, weight, iters, batch_size=512, lr=0.04):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    print(f"loss after {iters} iterations: {loss:.4f}")
+        if i % 200 == 0:
+            print(f"iteration {i} of {iters}: loss {loss:.4f}")
     return net.requires_grad_(False)  # trained
 
 # --- Why eps? A net could output the mean, and we solve (10) for eps_hat. But dividing by c_t
