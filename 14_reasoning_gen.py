@@ -38,7 +38,7 @@ torch.set_num_threads(1)  # such small nets run fastest on a single core
 #   hops       0        0 .. 0  0        0 ... 0  0       1  1  1  0  0        0 ... 0  0
 # We give the hops to the next cell that is written, and so decide how many thoughts there are.
 BLACK, IMAGE, TEXT, END, VOCAB_SIZE = range(9, 14)  # the tokens 0 to 8 are digits or cells
-START_POSITION, NUM_POSITIONS, MAX_HOPS = 21, 34, 5
+START_POSITION, NUM_POSITIONS, MAX_HOPS, GOAL, ANSWER = 21, 34, 5, -12, -10  # < 0: from the end
 
 def make_tasks(num_tasks):  # to paths, maps A, and images B, of shape (num_tasks, 9) each
     path = torch.rand(num_tasks, 9).argsort(1)  # all cells; the last one leads back to the first
@@ -108,12 +108,12 @@ for thoughts in range(5):
         stairs.text(num_hops, thoughts, f"{accuracy[thoughts, num_hops - 1]:.2f}", ha="center")
     outputs[f"thoughts: {thoughts}"] = written
 stairs.pcolormesh(range(1, 6), range(5), accuracy, cmap="Blues", vmax=2)  # 1 is light
-stairs.set(title="Accuracy: an extra hop\nneeds a thought (chance\nwithout any: 1/7)")
-stairs.set(xlabel="hops from the start to the goal", ylabel="thoughts allowed")
+stairs.set(title="Accuracy: an extra hop\nneeds a thought (chance\nwithout any: 1/7)",
+           xlabel="hops from the start to the goal", ylabel="thoughts allowed")
 
 tokens, *rows = make_sequences(path[:, [0, 3, 4, 5, 6, 7]], image_a, image_b, 5, 4)  # skips 1 and 2
 written = outputs["first is wrong"] = generate(net, tokens[:, :START_POSITION + 2], *rows)
-follows = (written[:, -12] == path[:, 7]).float().mean()  # 4 hops after a wrong first thought, 3
+follows = (written[:, GOAL] == path[:, 7]).float().mean()  # 4 hops after path[3]
 
 def draw_board(ax, title, board):
     ax.clear()
@@ -123,10 +123,10 @@ def draw_board(ax, title, board):
     ax.set(title=title, xticks=[], yticks=[], ylim=[2.5, -0.5])
 
 def draw(label):  # shows task 1
-    cells, goal = outputs[label][1, START_POSITION:-11].tolist(), path[1, 5]  # -11 is <image>
+    cells, goal = outputs[label][1, START_POSITION:GOAL + 1].tolist(), path[1, 5]
     draw_board(left, f"Map A: path {cells}\n(yellow: goal. Red: not a hop of A)", image_a[1])
     draw_board(middle, "Image B", image_b[1])
-    draw_board(right, "Answer: the net paints the cell it reached", outputs[label][1, -10:-1])
+    draw_board(right, "Answer: the net paints the cell it reached", outputs[label][1, ANSWER:-1])
     left.plot(goal % 3, goal // 3, "sy", ms=24)
     for here, there in zip(cells, cells[1:]):
         color = "tab:blue" if (here, there) in enumerate(image_a[1]) else "tab:red"
