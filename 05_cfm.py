@@ -4,7 +4,7 @@
 # ///
 """05 Flow matching: train a net to predict the velocity along random lines from noise to data.
 
-Noise that follows the mean velocity of crossing lines becomes data, by the continuity equation.
+Move noise with the mean velocity of the lines through each point, and it becomes data.
 
 RUN    python 05_cfm.py             (5 seconds; the slider sets the time t)
 BREAK  python 05_cfm.py --target x  (C3 fails: noise that follows a position misses the data)
@@ -74,11 +74,11 @@ def sample(v, noise, num_steps=50):  # moves noise (B, 2) along v(xt, t) from t 
 # cross, their flows add up to p * v, because v is the mean of their velocities. So
 #     dp/dt = -div(p * v)    (the continuity equation; div measures what leaves the box)
 # Now let noise move with v. Its density q obeys the same rule, dq/dt = -div(q * v). At t = 0, both
-# are noise, so q = p. The start and the rule have one solution, so at t = 1 both are p_data.
+# are noise, so q = p. From the same start, the rule has one solution. So at t = 1, q is p_data.
 
 # --- Check. For our data, v has a formula. Given the center, x and xt are Gaussian. By regression,
 #     E[x | xt, center] = center + slope * (xt - t * center)  with  slope = cov(x, xt) / var(xt)
-# Averaging this over p(center | xt) puts c = E[center | xt] in the place of center.
+# This is linear in center, so its mean, given xt alone, has c = E[center | xt] in its place.
 def log_likelihoods(xt, t):  # log p(xt | center) for xt (B, 2) and t (B, 1)
     var = (t * STD) ** 2 + (1 - t) ** 2  # (B, 1)
     offset = xt[:, None] - t[:, None] * CENTERS  # (B, 1, 2) - (B, 1, 1) * (64, 2) = (B, 64, 2)
@@ -93,7 +93,7 @@ def mean_velocity(xt, t):  # v = E[x - eps | xt], (B, 2), for t < 1
     return (mean_data(xt, t) - xt) / (1 - t)  # as x - eps = (x - xt) / (1 - t)
 
 def derivative(f, z, k):  # (B,), the derivative of f[i] by z[i, k] in row i
-    return autograd.grad(f.sum(), z, retain_graph=True)[0][:, k]  # z[i] moves no other row of f
+    return autograd.grad(f.sum(), z, retain_graph=True)[0][:, k]  # f[i] depends on z[i] only
 
 def continuity_error(v, xt, t):  # the norm of dp/dt + div(p * v), divided by that of dp/dt
     xt, t = xt.clone().requires_grad_(), t.clone().requires_grad_()
@@ -125,7 +125,7 @@ def draw(t):
         ax.set(title=title, aspect=1)
         ax.axis([-3, 3, -2.5, 2.5])
         ax.scatter(*x.T, 20, "0.85")
-        far = torch.cdist(path[-1], x).amin(1)  # (2000,), hardly ever over 0.2 for new data
+        far = torch.cdist(path[-1], x).amin(1)  # (2000,), nearly always under 0.2 for new data
         ax.scatter(*path[i].T, 4, ["C3" if d > 0.2 else "C0" for d in far])
     places = torch.cartesian_prod(side, side, torch.tensor([i / 50]))  # (121, 3): xt and t
     axes[1].quiver(*places.T[:2], *net(places).detach().T, scale=30, color="C1")
