@@ -100,8 +100,10 @@ RECIPES = {"01": (96, 512, 0.01), "02": (64, 1024, 0.03), "03": (512, 0.04), "04
 def page_agrees(name, run):
     """The lesson's rows of tests/README.md hold its claims: the same bounds, and values within the range of ten seeds.
     Seed 0 is none of the ten, so it may lie outside by the range's own width, or by a quarter of what is left to the bound.
-    The gallery's figure has the size of the one that the run drew."""
+    The gallery's figure has the size of the one that the run drew. Training told how it went on."""
     assert name[:2] not in RECIPES or run.ns.train.__defaults__ == RECIPES[name[:2]]
+    said = re.findall(r"iteration (\d+) of \d+: loss \d", run.text)  # at 0, and after tens of iterations
+    assert said and said[0] == "0" and len(set(said)) > 2 and all(number[-1] == "0" for number in said), said
     page = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
     section = page.partition(f"\n## {name[:2]} ")[2].partition("\n## ")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("| C")]
