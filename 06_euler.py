@@ -104,7 +104,7 @@ first = velocity(train(eps, x, args.iters))
 
 # Reflow pairs each eps with the end x of its path, and trains on the straight lines between them.
 # Now neighboring eps have neighboring x. So lines seldom cross, and there is little to average.
-ends = solve(first, eps, 10, rk4)[-1]  # (20000, 2), 40 NFE; the chart shows that 16 are accurate
+ends = solve(first, eps, 10, rk4)[-1]  # (20000, 2), 40 NFE. In the chart, 16 are enough
 second = velocity(train(eps, ends, args.iters))
 
 noise = torch.randn(2000, 2)
