@@ -116,7 +116,7 @@ ratio = nn.functional.mse_loss(net(torch.hstack([xt, st])), eps) / lowest
 MAX_KS = 0.041  # by chance, P(KS > e) <= 2 exp(-2 n e^2) (DKW inequality), or 1e-7 for e = 0.041
 MAX_A = 0.06  # for a_T, the correlation of x and x_T: 4 standard errors of 1 / sqrt(5000) = 0.014
 fig = plt.figure(figsize=(11, 6.6), layout="constrained")
-fig.suptitle("t small steps (gray) spread data like one draw (blue). Red: over 0.36% data at T")
+fig.suptitle("t small steps (gray) are like one draw (blue). Red: x_T is over 0.36% data")
 *clouds, chart, bar = fig.subplot_mosaic("0123;4444;5555", height_ratios=[9, 8, 1]).values()
 slider = plt.Slider(bar, "T", 10, 1000, valinit=args.T, valstep=1)
 

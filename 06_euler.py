@@ -106,7 +106,6 @@ first = velocity(train(eps, x, args.iters))
 # Now neighboring eps have neighboring x. So lines seldom cross, and there is little to average.
 ends = solve(first, eps, 10, rk4)[-1]  # (20000, 2), 40 NFE. In the chart, 16 are enough
 second = velocity(train(eps, ends, args.iters))
-
 noise = torch.randn(2000, 2)
 exact = solve(first, noise, 50, rk4)  # (51, 2000, 2). Some end in the gap, as v is continuous.
 error = lambda v, n, step: (solve(v, noise, n, step)[-1] - exact[-1]).norm(dim=1).mean()
@@ -118,7 +117,8 @@ chart.semilogy(euler_error, "o-", reflow_error, "o-")
 chart.semilogy(range(0, 17, 2), [error(first, n, heun) for n in range(9)], "C4o-")  # 2 NFE a step
 chart.semilogy(range(0, 17, 4), [error(first, n, rk4) for n in range(5)], "C2o-")  # 4 NFE a step
 chart.legend(["first net, Euler", "after reflow, Euler", "first net, Heun", "first net, RK4"])
-chart.set(title="1 step after reflow beats 8 before", xlabel="NFE", ylabel="distance to exact end")
+chart.set(title=f"1 step after reflow: {reflow_error[1]:.2f} off, 8 before: {euler_error[8]:.2f}",
+          xlabel="NFE", ylabel="distance to exact end")  # that of 50 steps of RK4
 
 def draw(n):
     for ax, title, path, color in [  # path (num_steps + 1, 2000, 2)

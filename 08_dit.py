@@ -51,7 +51,7 @@ class Block(nn.Module):
         return x + gate2 * self.mlp(self.norm(x) * (1 + scale2) + shift2)
 
 # Why patches? The velocity contains the noise, 256 independent numbers for 16 x 16 pixels. Sixteen
-# tokens of 48 numbers have room for them. A single token, a patch as large as the image, has not.
+# tokens of 48 numbers have room for them. A single token, a patch as large as the image, does not.
 class DiT(nn.Module):
     def __init__(self, size, patch, channels, num_classes, dim, depth, num_heads=4):
         super().__init__()
@@ -124,8 +124,8 @@ one_token = train(DiT(**dict(config, patch=size)), images, labels, args.iters, l
 y, noise = 1 + torch.arange(40) % num_classes, torch.randn(40, channels, size, size)
 fig, ax = plt.subplots(figsize=(9, 4.8), layout="constrained")
 grid = ax.imshow([[0, 1]], "gray", extent=(0, 10, 4.5, -0.5))  # 0 is black, and 1 is white
-ax.set(title="A DiT turns noise into images. With one token per image, noise remains", xticks=[])
-ax.set_yticks(range(5), ["training images", "noise", "no label: blends", "DiT", "one token"])
+ax.set(title="Noise becomes images only if the tokens have room for it", xticks=[])
+ax.set_yticks(range(5), ["training images", "noise", "no label (w = 0)", "DiT", "one token"])
 def draw(w, noise=noise[:10], y=y[:10]):  # a column for each noise
     rows = [images[(labels == y[:, None]).int().argmax(1)], noise]  # the first image of each label
     rows += [sample(model, noise, y, 20, w) for model, w in [(net, 0), (net, w), (one_token, w)]]

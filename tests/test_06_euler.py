@@ -149,6 +149,7 @@ def test_the_chart_and_the_claims_are_distances_to_the_exact_ends(run, ns):
     before, after = lines[euler].get_ydata(), lines[reflow].get_ydata()
     printed = [number for pair in run.numbers().values() for number in pair]  # five steps and none; one step and eight
     assert np.allclose(printed, [before[5], before[0], after[1], before[8]], rtol=1e-3)
+    assert ns.chart.get_title() == f"1 step after reflow: {after[1]:.2f} off, 8 before: {before[8]:.2f}"
 
 
 def test_reflow_was_trained_on_the_ends_of_paths_whose_lines_do_not_cross(ns):

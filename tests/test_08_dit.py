@@ -169,7 +169,7 @@ def test_rows_show_training_images_noise_and_samples(run, images):
             assert (row[:, None] - drawn[:10].clamp(-1, 1)).abs().max() < 2e-3
         right = (ASKED[gaps(samples[1], images).argmin(1)] == ASKED).float().mean()
         assert right > 0.8 if w else right < 0.5
-    assert [label.get_text() for label in run.ns.ax.get_yticklabels()] == ["training images", "noise", "no label: blends", "DiT", "one token"]
+    assert [label.get_text() for label in run.ns.ax.get_yticklabels()] == ["training images", "noise", "no label (w = 0)", "DiT", "one token"]
 
 def test_breaks_and_same_seed_same_numbers(lesson, first_loss, limits):
     limits(NAME)
