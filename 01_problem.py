@@ -107,32 +107,34 @@ net = train(films, 14, args.iters)
 noise, x = torch.randn(2000, 14), films(2000)
 gaussian = torch.distributions.MultivariateNormal(x.mean(0), x.T.cov()).sample([2000])
 limit = energy_distance(gaussian, x)  # a sampler must beat this Gaussian, which is fitted to x
-
-fig, axes = plt.subplots(2, 3, figsize=(12, 8.5))
-fig.subplots_adjust(left=0.07, right=0.98, bottom=0.12, top=0.92, wspace=0.1, hspace=0.3)
-chart, *panels = axes.flat
+fig, axes = plt.subplot_mosaic("AAAAABBBBBCCCCC;DDDEEEFFFGGGHHH", height_ratios=[5, 3],
+                               figsize=(12, 7.9))
+fig.subplots_adjust(left=0.06, right=0.99, top=0.93, hspace=0.26)
+chart, *panels = axes.values()
 chart.semilogy(dims, expected, "ko--")
-chart.set(xlabel="dimension d", ylabel="effective sample size", xticks=dims)
-chart.set_title(f"Guessing, d = 14: a billion guesses\nare worth {expected[-1]:.3f} samples")
+chart.set(xlabel="dimension d", ylabel="worth of a billion guesses, in samples", xticks=dims)
+chart.set_title(f"In 14 dimensions, a billion guesses\nare worth {expected[-1]:.3f} samples")
 slider = plt.Slider(plt.axes([0.4, 0.02, 0.3, 0.03]), "steps", 1, 50, valinit=args.steps, valstep=1)
 
 def draw(steps):
     path = sample(net, noise, int(steps))
-    for k, ax in enumerate(panels):
-        i = round(k / 4 * steps)  # the step nearest to t = k / 4
-        t = i / steps
-        xt = t * x + (1 - t) * noise  # (2000, 14)
-        ax.clear()
-        ax.plot(*xt[:, :2].T, ".", color="0.8", ms=9, label="exact path")  # gray
-        ax.plot(*path[i, :, :2].T, ".", ms=2, label="moved noise")  # blue
-        ax.set(xlabel=f"t = {t:.2f}", xlim=(-3, 3), ylim=(-3, 3), xticks=[], yticks=[], aspect=1)
-
-    one_step = sample(net, noise, 1)[-1]
-    ax.plot(*one_step[:, :2].T, ".", ms=2, label="one step")  # orange
-    ax.legend(title="first of 7 frames", loc="upper right", fontsize="small")
     distance = energy_distance(path[-1], x)
-    ax.set_title(f"Moving, d = 14: energy distance {distance:.3f}\n(fitted Gaussian: {limit:.3f})")
-
+    paths = [path, sample(net, noise, 1)] + 5 * [path]
+    distances = [distance, energy_distance(paths[1][-1], x)] + 5 * [distance]
+    for ax, path, time, d in zip(panels, paths, [1, 1, 0, 0.25, 0.5, 0.75, 1], distances):
+        i = round(time * (len(path) - 1))  # the step nearest to this time
+        t = i / (len(path) - 1)
+        xt = (t * x + (1 - t) * noise)[:, :2]  # (2000, 2), the exact path
+        ax.clear()
+        ax.plot(*xt.T, ".", color="0.8", ms=9)
+        ax.plot(*path[i, :, :2].T, "C3." if t == 1 and d > limit else "C0.", ms=2)
+        ax.plot(*path[:i + 1, :10, :2].permute(2, 0, 1).numpy(), "ko-", mfc="w", markevery=[0])
+        ax.set(xlabel=f"t = {t:.2f}", xlim=(-3, 3), ylim=(-3, 3), xticks=[], yticks=[], aspect=1)
+    panels[0].set_title(f"Steps from noise to data: {steps:.0f}.\nEnergy distance: {distance:.3f}")
+    panels[1].set_title(f"One step aims at the mean. Distance: {distances[1]:.3f}\n"
+                        f"(red: over {limit:.3f}, that of a fitted Gaussian)")
+    panels[4].set_title("On the way: coordinates 1 and 2 of 14. Moved noise (blue), exact "
+                        "path (gray), and ten tracks from noise (circles)")
 draw(args.steps)
 slider.on_changed(draw)
 fig.savefig("01_problem.png", dpi=120)
@@ -140,7 +142,6 @@ fig.savefig("01_problem.png", dpi=120)
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
-
 claim("C1", f"Expected effective sample size of {n:,} guesses at d = 14", expected[-1], "<", 1)
 distance = energy_distance(sample(net, noise, args.steps)[-1], x)
 claim("C2", f"Energy distance to the data with --steps {args.steps}", distance, "<", limit)

@@ -44,8 +44,7 @@ def linear_schedule(T):
     beta = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, T)])[:, None]
     return beta, (1 - beta).cumprod(0)
 
-def simulate_chain(x, beta):
-    """Add noise to data x, (n, 2), step by step. Return x_0, ..., x_T, (T + 1, n, 2)."""
+def simulate_chain(x, beta):  # noises data x, (n, 2), step by step: x_0, ..., x_T, (T + 1, n, 2)
     path = [x]
     for beta_t in beta[1:]:
         path.append((1 - beta_t).sqrt() * path[-1] + beta_t.sqrt() * torch.randn_like(x))
@@ -76,14 +75,12 @@ a, s, path, ks = measure(args.T)
 # --- Training: the net predicts eps from x_t and s_t, which tells it t. Each training point takes
 # one draw from (4), with its own random t, so the training is called simulation-free. Many pairs of
 # x and eps give the same x_t. Squared error is lowest for the mean of their eps, called eps_hat.
-def training_batch(a, s, n):
-    """Return x_t, (n, 2), s_t, (n, 1), and eps, (n, 2), for random t from 1, ..., T."""
+def training_batch(a, s, n):  # x_t, (n, 2), s_t, (n, 1), eps, (n, 2), for random t from 1, ..., T
     x, eps = two_moons(n), torch.randn(n, 2)
     t = torch.randint(1, len(a), (n,))
     return a[t] * x + s[t] * eps, s[t], eps
 
-def train(a, s, iters, width=64, batch_size=1024, lr=0.03):
-    """Return a net that maps x_t and s_t, joined to shape (B, 3), to eps_hat, (B, 2)."""
+def train(a, s, iters, width=64, batch_size=1024, lr=0.03):  # a net: x_t, s_t (B, 3) to eps_hat
     net = nn.Sequential(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
                         nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2))
     optimizer = torch.optim.Adam(net.parameters())
@@ -115,27 +112,30 @@ ratio = nn.functional.mse_loss(net(torch.hstack([xt, st])), eps) / lowest
 
 MAX_KS = 0.041  # by chance, P(KS > e) <= 2 exp(-2 n e^2) (DKW inequality), or 1e-7 for e = 0.041
 MAX_A = 0.06  # for a_T, the correlation of x and x_T: 4 standard errors of 1 / sqrt(5000) = 0.014
-fig = plt.figure(figsize=(11, 6.6), layout="constrained")
-fig.suptitle("t small steps (gray) are like one draw (blue). Red: x_T is over 0.36% data")
-*clouds, chart, bar = fig.subplot_mosaic("0123;4444;5555", height_ratios=[9, 8, 1]).values()
-slider = plt.Slider(bar, "T", 10, 1000, valinit=args.T, valstep=1)
+fig = plt.figure(figsize=(11.5, 6), layout="constrained")
+*clouds, chart, bar = fig.subplot_mosaic("0123;4444;5555", height_ratios=[18, 7, 1]).values()
+slider = plt.Slider(bar, "T steps", 10, 1000, valinit=args.T, valstep=1)
 
 def draw(T):
     torch.manual_seed(args.seed)  # moving the slider back shows the same points
     a, s, path, ks = measure(T)
+    x = path[0]
     for ax, t in zip(clouds, [0, T // 10, T // 4, T]):
-        closed_form = a[t] * two_moons(2500) + s[t] * torch.randn(2500, 2)
-        color = "C3." if t == T and a[t] > MAX_A else "C0."
+        xt = a[t] * x + s[t] * torch.randn_like(x)
+        red = "\nnot noise (red: over 0.36%)" if t == T and a[t] > MAX_A else ""
         ax.clear()
-        ax.plot(*path[t].T, "C7o", *closed_form[:500].T, color, markersize=3)
+        ax.plot(*path[t, :500].T, "C7o", *xt[:500].T, "C3." if red else "C0.", markersize=4.5)
+        ax.plot(*path[:t + 1, 0].T, "C1", *zip(x[0], xt[0]), "k--o")
         ax.axis([-3.5, 3.5, -3.5, 3.5])
-        ax.set(title=f"t = {t}\n{100 * a[t].item() ** 2:.3g}% of variance is data", box_aspect=1)
+        ax.set(title=f"t = {t}\nvariance: {100 * a[t].item() ** 2:.3g}% data{red}", box_aspect=1)
     chart.clear()
     chart.plot(ks, "k", [0, 1000], [MAX_KS, MAX_KS], "k--")
-    chart.text(10, MAX_KS, f"by chance, above {MAX_KS} with P = 1e-7", va="bottom")
-    chart.set_title(f"Chain and draw differ by more than chance at {sum(ks > MAX_KS)} of {T} times")
-    chart.set(xlabel="t", ylabel="KS distance", ylim=(0, 0.06))
+    chart.set(title=f"Chain and draw differ by more than chance at {sum(ks > MAX_KS)} of {T} times",
+              ylim=(0, 0.06), ylabel="KS", xlabel="t (KS: largest gap of distribution functions)")
 draw(args.T)
+fig.legend(clouds[0].lines, ["after t small steps", "after one draw", "one point's small steps",
+           "the same point's draw"], ncols=4, loc="outside upper center", title_fontsize="x-large",
+           title="t small steps are like one draw, x_t = a_t x_0 + s_t eps")
 slider.on_changed(lambda T: draw(int(T)))
 fig.savefig("02_ddpm_forward.png", dpi=120)
 

@@ -112,30 +112,30 @@ def elbo_gain(net, x_0):  # data (n * T, D); returns the nats gained at t = 1, .
     gain = normal - squared_error(net, x_0, eps, t)
     return WEIGHT * gain.view(-1, T).mean(0)
 
-fig, (left, right) = plt.subplots(1, 2, figsize=(13, 6))
+fig, (top, low) = plt.subplots(2, figsize=(10, 7.5), layout="constrained")
 steps = range(1, T + 1)
-left.semilogy(steps, WEIGHT, "k")
-left.set(title="Errors weigh most at small t", xlabel="t", ylabel="w_t, nats per squared error")
+top.loglog(steps, WEIGHT / WEIGHT.mean(), steps, [1] * T, "C0--")
+top.text(20, 8, "solid: the ELBO, in proportion to w_t\ndashed: L_simple, all t alike")
+top.set(title="The ELBO weighs errors most at small t. L_simple drops the weights", ylabel="weight")
 gains = []
 for target, loss in [(args.predict, "L_simple"), (args.predict, "ELBO"), ("mean", "ELBO")]:
     torch.manual_seed(args.seed)  # the same start and noise for every net
     net = train(Net(target), WEIGHT if loss == "ELBO" else torch.ones(T), args.iters)
     gains.append(elbo_gain(net, two_moons(200 * T)))
-    style = "-" if loss == "ELBO" else "--"
-    right.plot(steps, gains[-1], style, label=f"predicts {target}, loss {loss}")
-x = two_moons(100_000)  # averaged over the data, no model's log density is above that of p_data
-p_data = torch.exp(-torch.cdist(x, CENTERS) ** 2 / (2 * STD**2)).mean(1) / STD**2  # (n,)
-most = p_data.log().mean() + 1  # nats over N(0, I): |x|^2 / 2 is 1 on average; 1 / (2 pi) cancels
-right.axhline(most, c="0.5", ls=":", label=f"the most that any model can gain: {most:.2f}")
-right.axhline(0, c="k", label="the model N(0, I); red curves end below it")
-right.set(title="The weights gain a little, predicting the mean loses a lot", xlabel="t")
-right.set(ylabel="nats gained over the model N(0, I), sum from 1 to t", ylim=(-3, 1.5))
+    style, side = ("-", "bottom") if loss == "ELBO" else ("--", "top")
+    low.semilogx(steps, gains[-1], style, label=f"predicts {target}, loss {loss}")
+    low.text(1.5 * T, 0, "", va=side)
+low.axhline(c="k")
+low.axhline(1.26, c="0.5", ls=":")  # mean log p_data over log N(0, I): no model has a higher mean
+low.text(1, -2.9, "dotted: the most one can gain, 1.26\nred: a curve that ends below N(0, I)")
+low.set(title="Predicting the mean divides errors by c_t, which makes them 50 to 160 times larger")
+low.set(xlabel="t\n\n", ylabel="nats the ELBO gains over N(0, I), steps 1 to t", ylim=(-3, 1.5))
 def draw(error):  # of each coordinate of the mean; by (12), it costs 2 error^2 / (2 beta_t) nats
-    for curve, gain in zip(right.lines, gains):
+    for curve, label, gain in zip(low.lines, low.texts, gains):
         nats = (gain - error**2 / BETA[1:]).cumsum(0)  # (T,)
         curve.set(ydata=nats, color="tab:blue" if nats[-1] > 0 else "tab:red")
-    right.legend(loc="lower left")
-slider = plt.Slider(plt.axes([0.3, 0.003, 0.5, 0.03]), "error of the mean  ", 0, 0.003, valinit=0)
+        label.set(text=f"{curve.get_label()}:\n{nats[-1]:.2f} nats", y=max(nats[-1], -2.7))
+slider = plt.Slider(plt.axes([0.4, 0, 0.4, 0.04]), "error added to each mean", 0, 0.003, valinit=0)
 slider.on_changed(draw)
 draw(0)
 fig.savefig("03_elbo.png", dpi=120)

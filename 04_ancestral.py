@@ -113,35 +113,35 @@ settings = [(100, args.var), (1000, "beta"), (10, "beta"), (10, "beta-tilde")]
 hundred, thousand, ten_beta, ten_tilde = [
     energy_distance(sample(net, noise, ABAR, *setting), real) for setting in settings]
 
-fig, axes = plt.subplots(3, 3, figsize=(13, 9), gridspec_kw=dict(top=.86))
-def draw(row, num_steps):
+fig, axes = plt.subplots(3, 3, figsize=(12, 8), layout="constrained")
+def draw(row, steps):
     for ax, variance in zip(row, VARIANCES):
-        samples = sample(net, noise, ABAR, num_steps, variance)
-        gap = energy_distance(samples, real)
+        path = []  # of one sample, from noise to its end
+        samples = sample(lambda x: path.append(x[1, :2]) or net(x), noise, ABAR, steps, variance)
+        gap = energy_distance(samples, real) / limit
+        label = f"{steps} steps: variance {samples.var(0).mean():.0%}, distance {max(gap, 0):.0%}"
         ax.clear()
         ax.plot(*real.T, "o", color="0.85")
-        ax.plot(*samples.T, ".", color="tab:blue" if gap < limit else "tab:red", ms=2)
-        ax.text(-2.9, -1.6, f"variance {samples.var(0).mean():.2f}\ndistance {gap:.3f}", size=12)
-        ax.set(xticks=[], yticks=[], xlim=[-3, 3], ylim=[-1.7, 1.7], aspect="equal")
-        plt.setp(ax.spines.values(), lw=3 if variance == args.var else 1)
-    row[0].set_ylabel(f"{num_steps} steps", size=14)
+        ax.plot(*samples.T, ".", color="tab:blue" if gap < 1 else "tab:red", ms=2)
+        ax.plot(*torch.stack([*path, samples[1]]).T, "ko-", mfc="w", markevery=[0], lw=0.5)
+        ax.set(xticks=[], yticks=[], xlim=[-3, 3], ylim=[-1.7, 1.7], aspect="equal", xlabel=label)
 
 for row, num_steps in zip(axes, [3, 10, 100]):
     draw(row, num_steps)
-axes[0, 0].set_title("zero: adds no noise, so all\nsamples shrink to one spot")
+axes[0, 0].set_title("zero: no noise, so a few steps\nshrink all samples to one spot")
 axes[0, 1].set_title("beta-tilde: as if x were known,\ntoo little noise in long steps")
-axes[0, 2].set_title("beta: as if data were N(0, I),\nbest of the three with few steps")
-fig.suptitle("A step back needs noise. In long steps, its amount matters\nThick: --var. Gray: data."
-             f" Red: farther from data than the noise at the start (energy distance {limit:.3f})")
-slider = plt.Slider(plt.axes([.4, .03, .3, .03]), "last row: steps", 1, 100, valinit=100, valstep=1)
+axes[0, 2].set_title("beta: as if data were N(0, I),\nthe most noise of the three")
+fig.suptitle("A step back needs noise. In long steps, its amount matters.\nVariance of samples in "
+             "% of the data's, their distance to the data in % of the noise's (red: over 100%).\n"
+             f"Gray: data. Black: one sample's way from noise (circle). C1 tests {args.var}")
+slider = plt.Slider(plt.axes([.87, .97, .1, .02]), "last row steps", 1, 100, valinit=100, valstep=1)
 slider.on_changed(lambda num_steps: draw(axes[2], int(num_steps)))
 fig.savefig("04_ancestral.png", dpi=120)
 
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
-# C1's bound is nearly 4 std of this value if all samples are real data. With an untrained net, both
-# distances of C2 are equal, and its value is 1.
+# C1's bound is nearly 4 std of its value for real data. An untrained net gives C2 a value of 1.
 claim("C1", f"100 steps with {args.var} match 1000. Added distance", hundred - thousand, "<", 0.006)
 claim("C2", "With 10 steps, beta-tilde's distance over beta's", ten_tilde / ten_beta, ">", 1.25)
 claim("C3", "1000 steps (beta) end closer to the data than noise. Distance", thousand, "<", limit)

@@ -108,16 +108,17 @@ x, eps = two_moons(2000), torch.randn(2000, 2)
 crossing = -torch.tensor([[0.9, 1.0]])  # (1, 2), any point will do
 ten = (x + eps - 2 * crossing).norm(dim=1).argsort()[:10]  # nearest lines at t = 0.5
 eps[ten] = 2 * crossing - x[ten]  # moves these ten of 2000 a little, so that they meet
-fields = [lambda xt, t: x - eps, lambda xt, t: net(torch.cat([xt, t], 1)), mean_data]
-paths = [sample(field, eps) for field in fields]  # lines, net, mistake: (51, 2000, 2) each
-gap = (paths[1] - sample(mean_velocity, eps))[-1].norm(dim=1).mean()
-titles = ["Lines from noise to data cross at t = 0.5.\nThe net learns their mean v (orange: v / 2)",
-          f"Noise moved by the net's {args.target} (orange: {args.target} / 5)\n"
-          f"{'ends as' if gap < STD else 'misses'} data. Mean distance to v's ends: {gap:.2f} (C3)",
-          "Noise that follows E[x | xt], a position,\nmisses gray data (red: ends over 0.2 off)"]
-fig, axes = plt.subplots(1, 3, figsize=(13, 4.8), layout="constrained")
-slider = plt.Slider(plt.axes([0.5, 0.03, 0.4, 0.03]), "time t of the points", 0, 1, valinit=1)
-side = torch.linspace(-2.4, 2.4, 11)
+moved = sample(lambda xt, t: net(torch.cat([xt, t], 1)), eps)  # (51, 2000, 2)
+gap = (moved - sample(mean_velocity, eps))[-1].norm(dim=1).mean()
+paths = [eps[ten].expand(51, 10, 2), moved, sample(mean_data, eps)]  # the ten stay for arrows
+titles = ["Lines from noise (circles) meet at t = 0.5.\n"
+          "Noise follows their mean velocity (orange)",
+          f"A net learns the mean {'velocity' if args.target == 'v' else 'of x'} (orange: 1/5).\n"
+          f"Moved with it, noise (blue) {'ends as' if gap < STD else 'misses'} data (gray)",
+          "Why not learn where to go, the mean of x?\nMoved with it, noise overshoots the data"]
+fig, axes = plt.subplots(1, 3, figsize=(12, 4.3), layout="constrained")
+slider = plt.Slider(plt.axes([0.5, 0.04, 0.4, 0.04]), "black: paths to time t", 0, 1, valinit=1)
+side = torch.linspace(-2.4, 2.4, 8)
 def draw(t):
     i = round(50 * t)
     for ax, title, path in zip(axes, titles, paths):
@@ -125,17 +126,16 @@ def draw(t):
         ax.set(title=title, aspect=1)
         ax.axis([-3, 3, -2.5, 2.5])
         ax.scatter(*x.T, 20, "0.85")
-        far = torch.cdist(path[-1], x).amin(1)  # (2000,), nearly always under 0.2 for new data
-        ax.scatter(*path[i].T, 4, ["C3" if d > 0.2 else "C0" for d in far])
-    places = torch.cartesian_prod(side, side, torch.tensor([i / 50]))  # (121, 3): xt and t
-    axes[1].quiver(*places.T[:2], *net(places).detach().T, scale=30, color="C1")
+        ax.scatter(*path[i].T, 3)
+        ax.plot(*path[:i + 1, :20].permute(2, 0, 1).numpy(), "ko-", mfc="w", markevery=[0])
+    places = torch.cartesian_prod(side, side, torch.tensor([i / 50]))  # (64, 3): xt and t
+    axes[1].quiver(*places.T[:2], *net(places).detach().T, scale=30, color="sandybrown")
     axes[0].quiver(*eps[ten].T, *(x - eps)[ten].T, scale=6, width=0.004)  # 6 is the axes' width
     axes[0].quiver(*crossing.T, *mean_velocity(crossing, torch.tensor([[0.5]])).T,
-                   scale=12, width=0.015, color="C1")  # v at half length
+                   scale=6, width=0.02, color="C1", pivot="mid")
 draw(1)
 slider.on_changed(draw)
 fig.savefig("05_cfm.png")
-
 # --- Claims. A velocity 10 % too small would give an error of 0.1. STD is the std across a moon.
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound

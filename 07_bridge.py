@@ -53,8 +53,7 @@ net = nn.Sequential(nn.Linear(4, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
 optimizer = torch.optim.Adam(net.parameters())
 for i in range(args.iters):
     optimizer.param_groups[0]["lr"] = 0.03 * (1 - i / args.iters)  # large steps first, then small
-    x = two_moons(1024)
-    eps = torch.randn(1024, 2)
+    x, eps = two_moons(1024), torch.randn(1024, 2)
     angle = torch.pi / 2 * torch.rand(1024, 1)  # the VP path is a quarter circle
     a, s = angle.sin(), angle.cos()
     eps_hat = predict(net, a * x + s * eps, a, s)
@@ -67,7 +66,6 @@ for i in range(args.iters):
 
 # --- DDIM solves xt = a * x_hat + s * eps_hat for x_hat, and mixes both again with less noise:
 #     xt2 = a2 * x_hat + s2 * eps_hat
-
 # DDPM replaces a part of eps_hat by fresh noise. In its forward chain (lesson 02), xt is xt2 times
 # a / a2, plus independent noise. So the noise in xt is s * eps = (a / a2) * s2 * eps2 + new noise.
 # Both eps are standard normal, so rho = (a / a2) * s2 / s is their correlation. Given eps, eps2 has
@@ -121,23 +119,25 @@ log_p = (-0.5 / var * distance**2).logsumexp(1)  # (300,), plus a constant
 exact = torch.autograd.grad(log_p.sum(), halfway)[0]  # (300, 2), grad log p
 error = (score - exact).norm() / exact.norm()
 
-fig, (left, right) = plt.subplots(1, 2, figsize=(13, 6), layout="constrained")
-left.plot(*torch.stack([linear.T, vp.T], 1).numpy(), "0.8", *vp.T, "o-", *linear.T, "o-")
-left.set_title("Dividing by r (gray) leads from flow matching's\npath (orange) to DDPM's (blue)")
-left.set(xlabel="a (0: noise, 1: data)\n\n", ylabel="s (1: noise, 0: data)", aspect=1)
+fig, (left, right) = plt.subplots(1, 2, figsize=(12, 5.8), layout="constrained")
+start = 2 * torch.ones(1, 2)  # a sample of noise
+ddim_path = torch.cat([sample(net, start, vp[:n]) for n in range(1, 32)])  # after 0 to 30 steps
+flow_path = lambda p: torch.cat([sample_flow(net, r[0] * start, t[:n], p) for n in range(1, 32)])
 right.plot(*two_moons(2000).T, ".", color="0.88")
-few = 2 * torch.cat([torch.eye(2), -torch.eye(2)])  # (4, 2), four noise samples
-ddim_path = torch.cat([sample(net, few, vp[:n]) for n in range(1, 32)]).T  # after 0 to 30 steps
-flow_path = lambda p: torch.cat([sample_flow(net, r[0] * few, t[:n], p) for n in range(1, 32)]).T
-right.plot(*ddim_path, "C0o", *flow_path(0), "r.")
-(orange,) = right.plot(*flow_path(args.power), "C1.")
-right.plot(*few.T, "ks", *sample(net, few, vp, eta=1).T, "kx")
-right.legend(["data", "DDIM", "flow matching, no r", "flow matching", "noise", "DDPM, fresh noise"])
-right.set_title("Same net and noise: flow matching ends\nwhere DDIM does, if we divide by r")
-right.set_aspect(1)
-bar = plt.axes([0.69, 0.03, 0.25, 0.03])
-power = plt.Slider(bar, "divide by r? (0: no, 1: yes) ", 0, 1, valinit=args.power)
-power.on_changed(lambda p: orange.set_data(*flow_path(p)))
+there_and_back = torch.arange(31) % 2  # 0, 1, 0, ...: from the origin to a point, and back
+for ax, blue, orange in [(left, vp, linear), (right, ddim_path, flow_path(args.power))]:
+    ax.plot(*(blue.T * there_and_back), "0.75", *blue[-1:].T, "ko", ms=14)
+    _, line = ax.plot(*blue.T, "C0o-", *orange.T, "C1o-")
+    ax.annotate("noise  ", blue[0], ha="right")
+    ax.annotate("    data", blue[-1])
+    ax.set(aspect=1, xmargin=0.2)
+left.text(0.2, 0.29, "r", size=16)
+left.set(xlabel="a, the weight of the data\n\n", ylabel="s, the weight of the noise")
+left.set_title("Dividing by r (distance from 0) leads\nfrom flow matching (orange) to DDPM (blue)")
+right.axis([-0.9, 3, -0.7, 2.4])
+right.set_title("One net: flow matching (orange) ends where\nDDIM (blue) does, if we divide by r")
+power = plt.Slider(plt.axes([0.7, 0.03, 0.2, 0.03]), "divide by r? 0: no", 0, 1, valinit=args.power)
+power.on_changed(lambda p: line.set_data(*flow_path(p).T))
 fig.savefig("07_bridge.png")
 
 def claim(name, sentence, value, sign, bound):

@@ -2,12 +2,11 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
-"""08 DiT: a transformer that generates images, trained on ten digits or on your own images.
+"""08 DiT: a diffusion transformer that generates images, trained on ten digits or your own images.
 
 On the line xt = t x + (1 - t) eps, noise eps moves to an image x at velocity x - eps. Many lines
-cross at each xt, and the net learns their mean velocity (lesson 05). Noise that follows it first
-heads for a blur of all images, but the larger t, the better xt shows which one it will become. The
-net is a diffusion transformer (DiT): patches of xt are its tokens, and attention joins them.
+cross at each xt, and the net learns their mean velocity (lesson 05). One step along it ends in a
+blur, but the larger t, the better xt shows x. Patches of xt are tokens, and attention joins them.
 RUN    python 08_dit.py          (11 seconds; move the slider, or try your own --data FOLDER)
 BREAK  python 08_dit.py --dim 8  (C1 and C2 fail: tokens are too narrow for the noise)
 PAPER  arXiv 2212.09748, section 3.2 (DiT); 2207.12598, equation 6 (guidance: its w is our w - 1)"""
@@ -50,8 +49,7 @@ class Block(nn.Module):
         x = x + gate1 * self.out((weights @ v).transpose(1, 2).flatten(2))  # (B, N, dim)
         return x + gate2 * self.mlp(self.norm(x) * (1 + scale2) + shift2)
 
-# Why patches? The velocity contains the noise, 256 independent numbers for 16 x 16 pixels. Sixteen
-# tokens of 48 numbers have room for them. A single token, a patch as large as the image, does not.
+# Why patches? A velocity contains the noise, 256 numbers. One token of 48 can't hold them, 16 can.
 class DiT(nn.Module):
     def __init__(self, size, patch, channels, num_classes, dim, depth, num_heads=4):
         super().__init__()
@@ -122,16 +120,18 @@ config = dict(size=size, patch=4, channels=channels, num_classes=num_classes, di
 net = train(DiT(**config), images, labels, args.iters, lr)
 one_token = train(DiT(**dict(config, patch=size)), images, labels, args.iters, lr / 2)  # its best
 y, noise = 1 + torch.arange(40) % num_classes, torch.randn(40, channels, size, size)
-fig, ax = plt.subplots(figsize=(9, 4.8), layout="constrained")
-grid = ax.imshow([[0, 1]], "gray", extent=(0, 10, 4.5, -0.5))  # 0 is black, and 1 is white
-ax.set(title="Noise becomes images only if the tokens have room for it", xticks=[])
-ax.set_yticks(range(5), ["training images", "noise", "no label (w = 0)", "DiT", "one token"])
-def draw(w, noise=noise[:10], y=y[:10]):  # a column for each noise
-    rows = [images[(labels == y[:, None]).int().argmax(1)], noise]  # the first image of each label
-    rows += [sample(model, noise, y, 20, w) for model, w in [(net, 0), (net, w), (one_token, w)]]
-    grid.set_data(torch.cat([*torch.cat(rows, 2)], 2).movedim(0, 2).cpu().clamp(-1, 1) / 2 + 0.5)
+fig, ax = plt.subplots(figsize=(10, 6), layout="constrained")
+grid = ax.imshow([[0, 1]], "gray", extent=(0, 10, 5.5, -0.5))  # 0 is black, and 1 is white
+ax.set(title="Noise becomes an image only if the tokens have room for all of it", xticks=[])
+ax.set_yticks(range(6), ["training images", f"noise, {noise[0].numel()} pixels", "1 step, no label",
+    "1 step, label", f"20 steps, {len(net.position)} tokens of {dim}", f"1 token of {dim}"])
+def draw(w, eps=noise[:10], y=y[:10]):  # one step from noise ends in the mean image: a blur
+    rows = [images[(labels == y[:, None]).int().argmax(1)], eps, sample(net, eps, y, 1, 0)]
+    rows += [sample(net, eps, y, 1), sample(net, eps, y, 20, w), sample(one_token, eps, y, 20, w)]
+    rows = map(nn.ConstantPad2d(1, 1), rows)  # a white frame around each image
+    grid.set_data(torch.cat([*torch.cat([*rows], 2)], 2).movedim(0, 2).cpu().clamp(-1, 1) / 2 + 0.5)
 draw(args.w)
-slider = plt.Slider(plt.axes([0.3, 0.01, 0.4, 0.04]), "guidance w", 0, 8, valinit=args.w)
+slider = plt.Slider(plt.axes([0.4, 0, 0.3, 0.04]), "guidance w (0: no label)", 0, 8, valinit=args.w)
 slider.on_changed(draw)
 fig.savefig("08_dit.png")
 

@@ -29,8 +29,8 @@ torch.set_num_threads(1)  # such small nets run fastest on a single core
 
 angle = torch.pi * torch.rand(3200, 1)
 moon = torch.hstack([angle.cos() - 0.5, angle.sin() - 0.25])  # (3200, 2), the upper half circle
-upper = (moon + 0.09 * torch.randn(3200, 2)) / 0.7107  # (3200, 2), mean |x|^2 is 2, as for noise
-y = 1 - 2 * torch.randint(2, (3200, 1))  # label 1 is the upper moon, -1 is the lower moon
+upper = (moon + 0.09 * torch.randn_like(moon)) / 0.7107  # (3200, 2), mean |x|^2 is 2, as for noise
+y = 1 - 2 * torch.randint(2, angle.shape)  # label 1 is the upper moon, -1 is the lower moon
 x = y * upper  # the lower moon is the upper one, turned by 180 degrees
 y[torch.rand(3200) < 0.2] *= -1  # a fifth is wrong, so guidance (knob 5) has something to repair
 
@@ -83,8 +83,7 @@ def cosine_times(num_steps):  # --target eps errs near noise, where its steps ar
 
 # --- Knob 4, the solver. Euler (order 1) moves with the velocity at its start. Heun (order 2)
 # averages it with the velocity at Euler's end, and errs less at equal NFE (number of evaluations).
-def sample(net, xt, y, times, order=2):
-    """Turn noise xt, (B, 2), into data by any net(xt, t, y) that returns velocities, (B, 2)."""
+def sample(net, xt, y, times, order=2):  # any net(xt, t, y) that returns v turns noise into data
     for t, h in zip(times, times.diff()):  # from t to t + h
         v = net(xt, t, y)
         if order == 2:  # reaches t = pi / 2, where --target x0 divides by 0.02: C2 fails
@@ -98,10 +97,9 @@ def sample(net, xt, y, times, order=2):
 #     score        = a * v / s - xt                       (by knob 1, -eps = a * v - s * xt)
 #     guided score = (1 - w) * null score + w * score     (null means without a label)
 #     guided v     = (1 - w) * null v + w * v             (-xt stays, as 1 - w and w add up to 1)
-def guide(net, w):
-    """Return net(xt, t, y) with classifier-free guidance of weight w; y = 0 means no label."""
+def guide(net, w):  # returns net(xt, t, y) with classifier-free guidance w; y = 0 is no label
     def guided(xt, t, y):
-        null = net(xt, t, torch.zeros_like(y))
+        null = net(xt, t, 0 * y)
         return null + w * (net(xt, t, y) - null)
     return guided
 
@@ -109,34 +107,36 @@ net = train(x, y, args.target, args.t_scale, args.iters).requires_grad_(False)
 v = convert_to_v(net, args.target, args.t_scale)
 noise, label = torch.randn(2000, 2), torch.ones(2000, 1)  # we ask for the upper moon
 exact = sample(v, noise, label, cosine_times(50))  # many steps, so nearly exact
-error = lambda *settings: (sample(v, noise, label, *settings) - exact).norm(dim=1).mean().item()
+error = lambda *settings: (sample(v, noise, label, *settings) - exact).norm(dim=1).mean()
 linear = error(linear_times(16), 1)
 cosine = error(cosine_times(16), 1)
-heun = error(cosine_times(8), 2)  # 16 evaluations, too
+heun = error(cosine_times(8))  # order 2, so 16 evaluations, too
 samples = torch.stack([sample(guide(v, w), noise, label, cosine_times(20)) for w in range(9)])
 far = torch.cdist(samples, upper).amin(2) > 0.1  # (9, 2000), not on the upper moon
-off = far.float().mean(1)  # (9,), their share: at w = 1, about a fifth, like the wrong labels
+off = far.sum(1) / 2000  # (9,), their share: at w = 1, about a fifth, like the wrong labels
 
-fig, (factor, bars, dots) = plt.subplots(1, 3, figsize=(13, 5), layout="constrained")
+fig, (dots, (factor, steps, bars)) = plt.subplots(2, 3, figsize=(12, 8), layout="constrained")
 t = torch.linspace(0.02, 1.55, 100)
 factor.semilogy(t, 1 / t.sin(), t, 1 / t.cos(), t, t**0)  # convert_to_v divides errors by a or s
-factor.legend(["net predicts eps: 1 / a", "net predicts x0: 1 / s", "net predicts v: 1"])
-factor.set(title="Errors of eps blow up near noise,\nthose of x0 near data",
-           xlabel="t, from noise to data", ylabel="error of v / error of the net")
-bars.bar(["Euler, linear", "Euler, cosine", "Heun, cosine"], [linear, cosine, heun], color="0.5")
-bars.set(title=f"At 16 evaluations, cosine has {cosine / linear:.0%} of linear's\n"
-               f"error, and Heun {heun / cosine:.0%} of Euler's", ylabel="distance to exact ends")
+factor.legend(["eps: 1 / a (a: share of data)", "x0: 1 / s (s: share of noise)", "v: 1"])
+factor.set(title="Target: predicting eps errs near noise,\npredicting x0 errs near data",
+           xlabel="t, from noise (0) to data (1.57)", ylabel="error of v / error of the net")
+steps.eventplot([linear_times(16), cosine_times(16)])
+steps.set_title(f"Schedule: cosine steps in t err\n{cosine / linear:.0%} as much as linear ones")
+steps.set_yticks([0, 1], ["linear", "cosine"])
+bars.bar(["Euler, linear", "Euler, cosine", "Heun, cosine"], [linear, cosine, heun])
+bars.set_title(f"Solver: at 16 evaluations, Heun has\n{heun / cosine:.0%} of Euler's sample error")
 
-def draw(w):  # a large w drives samples too far from the other moon, and amplifies net errors
-    dots.clear()
-    dots.plot(*x.T, ".", color="0.8")
-    dots.plot(*samples[w].T, "C0.", *samples[w, far[w]].T, "r.")
-    dots.legend(["data", "samples on the upper moon", "misses: over 0.1 away from it"])
-    dots.axis([-3.5, 2.7, -2.6, 3.6])
-    dots.set_title(f"Guidance w = {w}: {off[w]:.0%} miss\nw = 1: {off[1]:.0%}, w = 8: {off[8]:.0%}")
-draw(2)
-slider = plt.Slider(plt.axes([0.74, 0.01, 0.2, 0.03]), "w", 0, 8, valinit=2, valstep=1)
+def draw(value):  # a large w drives samples too far from the other moon, and amplifies net errors
+    for ax, w in zip(dots, [1, value, 8]):
+        ax.clear()
+        ax.plot(*x.T, "0.8", *samples[w].T, "C0", *samples[w, far[w]].T, "r", marker=".", ls="")
+        ax.set_title(f"Guidance w = {w}: {off[w]:.0%} miss")
+        ax.axis([-4, 3, -3, 2.5])
+    ax.legend(["data", "samples on the upper moon", "misses: over 0.1 from it"])
+slider = plt.Slider(plt.axes([0.43, 0.57, 0.19, 0.03]), "w", 0, 8, valstep=1)
 slider.on_changed(lambda w: draw(int(w)))
+slider.set_val(2)
 fig.savefig("09_knobs.png")
 
 def claim(name, sentence, value, sign, bound):

@@ -13,9 +13,8 @@ BREAK  python 11_vq.py --no-restart   (C1 fails, because the second codebook col
 PAPER  arXiv 1711.00937, equation 3 (VQ-VAE), and 2309.15505 (FSQ)"""
 import argparse
 import signal
-import matplotlib.pyplot as plt
 import torch
-from matplotlib import cbook
+from matplotlib import cbook, pyplot as plt
 from torch import nn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -101,43 +100,44 @@ def measure(net, x):
     x_hat = net.decode(net.codebook[tokens])  # in FSQ, the nearest entry is the rounded z
     return z, tokens, x_hat, (x_hat - x).square().mean() / x.var()
 
-clump = 0.2 * torch.randn(49, 2)  # 2 + clump is around (2, 2), where no z can be: a bad start
-grid = torch.cartesian_prod(*[torch.linspace(-1, 1, 7)] * 2)  # (49, 2), all pairs of 7 levels
-same = {"iters": args.iters, "seed": args.seed}  # so all nets start with the same weights
-first_vq = train(x, "vq", 2 + clump, **same)
-second_vq = train(x, "vq", 2 + clump, restart=not args.no_restart, **same)
-fsq_net = train(x, "fsq", grid, **same)
-without = train(x, "fsq", grid, straight=False, **same)
-
-gray = x.mean(1, keepdim=True).expand_as(x)  # the simplest reconstruction: mean gray patches
-gray_error = (gray - x).square().mean() / x.var()  # a useful reconstruction has a lower error
-fig, axes = plt.subplots(2, 5, figsize=(10, 5.6), layout="constrained")
+gray_error = x.var(1, correction=0).mean() / x.var()  # if each patch becomes its mean gray
+fig, axes = plt.subplots(2, 5, figsize=(10, 5.2), layout="constrained")
 fig.suptitle("A codebook that starts far from all z collapses. Restarts or FSQ prevent it.")
 
 def draw_image(ax, patches, title):
-    image = nn.functional.fold(patches.T, (160, 160), 4, stride=4)[0]
+    image = nn.functional.fold(patches.T, (160, 160), 4, stride=4)[0, 40:120, 80:]
     ax.imshow(image, "gray", vmin=-0.5, vmax=0.5)
+    ax.plot(49.5, 33.5, "C1s", mfc="none")  # a box around patch 752, row 18 and column 32 of 40
     ax.set(title=title, xticks=[], yticks=[])
-def draw(ax, image_ax, name, net):
+def draw(column, name, net, patch=752):
+    ax, image_ax = axes[:, column]
     z, tokens, x_hat, error = measure(net, x)
     ax.clear()
-    ax.plot(*z.T, ".", color="0.7", ms=2)
-    ax.plot(*net.codebook.T, "kx", ms=4)
+    ax.plot(*z.T, "C7.", *net.codebook.T, "kx", ms=3, alpha=0.5)
     ax.plot(*net.codebook[tokens].T, "o", c="tab:red" if error > gray_error else "tab:blue", ms=4)
-    ax.set(aspect=1, xlim=(-1.1, 2.9), ylim=(-1.1, 2.9))
+    ax.plot(*zip(z[patch], net.codebook[tokens[patch]]), "C1s-", mfc="none")
+    ax.set(aspect=1, xlabel=f"boxed patch: token {tokens[patch]}")
     ax.set_title(f"{name}\n{len(tokens.unique())} of {len(net.codebook)} in use")
     draw_image(image_ax, x_hat, f"error {error:.3f}")
-draw(*axes[:, 1], "VQ", first_vq)
-draw(*axes[:, 2], "VQ" if args.no_restart else "VQ with restarts", second_vq)
-draw(*axes[:, 3], "FSQ", fsq_net)
-draw(*axes[:, 4], "FSQ without\nstraight-through", without)
-draw_image(axes[0, 0], gray, f"mean gray patches\nerror {gray_error:.3f}\n(red: above)")
-draw_image(axes[1, 0], x, "original")
-axes[0, 3].legend(["z of a patch", "entry not in use", "entry in use"])
+
+clump = 0.2 * torch.randn(49, 2)  # 2 + clump is around (2, 2), where no z can be: a bad start
+grid = torch.cartesian_prod(*[torch.linspace(-1, 1, 7)] * 2)  # (49, 2), all pairs of 7 levels
+same = {"iters": args.iters, "seed": args.seed}  # so all nets start with the same weights
+draw(1, "VQ", train(x, "vq", 2 + clump, **same))
+second_vq = train(x, "vq", 2 + clump, restart=not args.no_restart, **same)
+fsq_net = train(x, "fsq", grid, **same)
+without = train(x, "fsq", grid, straight=False, **same)
+draw(2, "VQ" if args.no_restart else "VQ with restarts", second_vq)
+draw(3, "FSQ", fsq_net)
+draw(4, "FSQ, no gradient", without)
+draw_image(axes[1, 0], x, "part of the photo")
+axes[0, 0].legend(axes[0, 3].lines, ["z of a patch", "unused entry", "entry in use", "boxed patch"],
+                  title=f"error 1: plain gray\nred: above {gray_error:.3f},\nthat of gray patches")
+axes[0, 0].set_axis_off()
 fig.savefig("11_vq.png", dpi=140)
 box = plt.axes([0.45, 0.005, 0.4, 0.03])
 start = plt.Slider(box, "retrain VQ, entries start near (s, s), s =", 0, 2, valinit=2, valstep=0.1)
-start.on_changed(lambda s: draw(*axes[:, 1], "VQ", train(x, "vq", s + clump, **same)))
+start.on_changed(lambda s: draw(1, "VQ", train(x, "vq", s + clump, **same)))
 
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound

@@ -7,7 +7,6 @@
 At first, all 64 tokens of an image are hidden. In each round, a net predicts the hidden tokens, and
 we reveal some of them. Ten rounds are enough. D3PM reveals random tokens. MaskGIT reveals the most
 confident ones, which makes fewer mistakes. But it repeats a few images, unless we add noise.
-
 RUN    python 12_maskgit.py              (10 seconds; sliders: rounds, Gumbel noise)
 BREAK  python 12_maskgit.py --rounds 1   (C1 and C2 fail: samples mix parts of different digits)
 PAPER  arXiv 2107.03006, section 3 (absorbing D3PM); 2202.04200, section 3.2 (MaskGIT)"""
@@ -113,19 +112,20 @@ def score(x, tokens):
 net = train(tokens, len(codebook), args.iters).requires_grad_(False)  # the training is over
 blank = torch.full([200, 64], mask_token)  # 200 samples, all hidden
 
-fig, axes = plt.subplots(3, 3, figsize=(9, 5), layout="constrained")
-rounds = plt.Slider(plt.axes([0.1, 0, 0.25, 0.04]), "rounds", 1, 64, valinit=args.rounds, valstep=1)
-noise = plt.Slider(plt.axes([0.56, 0, 0.38, 0.04]), "Gumbel noise", 0, 5, valinit=1)
+fig, axes = plt.subplots(3, 3, figsize=(12, 6.4), layout="constrained")
+rounds = plt.Slider(plt.axes([0.1, 0, 0.25, 0.02]), "rounds", 1, 64, valinit=args.rounds, valstep=1)
+noise = plt.Slider(plt.axes([0.56, 0, 0.38, 0.02]), "Gumbel noise", 0, 5, valinit=1)
 def draw(row, num_rounds):
     samples = sample(net, blank, num_rounds, mask_token, noise.val, args.seed)
     for ax, (name, x) in zip(row, samples.items()):
         is_wrong, wrong, images = score(x, tokens)
         ink = codebook[x]  # (B, N, 4), 0 is drawn white, and 1 black
-        ink[is_wrong] = -0.2 - 0.5 * ink[is_wrong]  # less than 0 is drawn red, light or dark
-        pixels = nn.functional.fold(ink[:4].mT, (16, 16), 2, stride=2)  # (4, 1, 16, 16)
+        ink[is_wrong] = -0.7  # less than 0 is drawn red
+        pixels = nn.functional.fold(ink[:24].mT, (16, 16), 2, stride=2).view(3, 8, 16, 16)
         ax.clear()
-        ax.imshow(torch.hstack([*pixels[:, 0]]), "RdGy", vmin=-1, vmax=1)
-        ax.set(xticks=[], yticks=[], title=f"{name}\n{wrong:.1f} wrong tokens, {images} images")
+        ax.imshow(pixels.transpose(1, 2).reshape(48, 128), "RdGy", vmin=-1, vmax=1)
+        ax.set(xticks=[], yticks=[], title=name if ax in axes[0] else "")
+        ax.set_xlabel(f"{wrong:.1f} wrong tokens, copies of {images} training images\n")
     row[0].set_ylabel(f"rounds: {num_rounds}")
 
 for row, num_rounds in zip(axes, [1, args.rounds, 64]):
@@ -133,8 +133,8 @@ for row, num_rounds in zip(axes, [1, args.rounds, 64]):
 for slider in (rounds, noise):
     slider.on_changed(lambda _: draw(axes[1], int(rounds.val)))
 fig.suptitle("More rounds leave fewer wrong tokens. Without noise, MaskGIT repeats a few images.\n"
-             "Red: differs from the most similar image. 4 of 200 samples are shown. Sliders: row 2")
-fig.savefig("12_maskgit.png", dpi=140)
+             "We show 24 of 200 samples. Red: unlike the nearest training image. Sliders: row 2")
+fig.savefig("12_maskgit.png", dpi=120)
 
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound

@@ -50,7 +50,6 @@ def encode(digits, modality):  # (B, m) to tokens (B, m + 2)
 def count_digits(tokens):  # (B, N) to positions (B, N)
     is_digit = tokens >= len(SPECIAL)
     return is_digit.cumsum(1) * is_digit  # special tokens get 0, and shift no digit
-
 # A prompt may mix modalities. Training has no mix, but digit 2 is still found at position 2:
 #     prompt    <image>  4  <end>  <audio>  697+1336  <end>
 #     position     0     1    0       0        2        0
@@ -96,45 +95,46 @@ def generate(net, prompt, answer, length):  # continues the answer from (B, n) t
 
 net = train(UnifiedTransformer(len(VOCAB)), args.iters).requires_grad_(False)
 num_given = 0 if args.no_special_tokens else 1  # how many tokens of the answer the net is given
-fig, ax = plt.subplots(figsize=(11, 8), layout="constrained")
+fig, ax = plt.subplots(figsize=(12, 7.6), layout="constrained")
 fig.suptitle("The special token says what to write. Without it, the net guesses.", size=18)
-COLORS = {"given": "lightgray", "right": "lightblue", "wrong": "lightcoral"}
-fig.legend(ax.bar(range(3), 1, color=list(COLORS.values())), COLORS, loc=(0.87, 0.82), fontsize=14)
-
-def draw_row(y, title, tokens, marks, start=0):  # one tile a token, digit i in column i
+COLORS = {"given": "lightgray", "right": "lightblue", "wrong": "lightcoral", "guessed": "khaki"}
+fig.legend(ax.bar(range(4), 1, color=[*COLORS.values()]), COLORS, loc=(0.885, 0.3), fontsize=12)
+def draw_row(y, title, tokens, marks):  # one tile a token, with its index in VOCAB
     ax.text(-0.6, y, title, size=13, ha="right", va="center")
-    for x, (token, mark) in enumerate(zip(tokens, marks), start):
+    for x, (token, mark) in enumerate(zip(tokens, marks)):
         word = VOCAB[token]
-        font = {"size": 44, "color": "w", "backgroundcolor": "k"} if word in IMAGE else {"size": 11}
+        font = {"size": 36, "color": "w", "backgroundcolor": "k"} if word in IMAGE else {"size": 11}
         if "+" in word:
-            word = f"\u266a key {VALUE[token]}\n\n{word}".replace("+", "\n+ ")
+            word = f"\u266a key {VALUE[token]}\n{word} Hz".replace("+", " +\n")
         ax.bar(x, 0.9, 0.96, y - 0.45, color=COLORS[mark])
-        ax.text(x, y, word, ha="center", va="center", **font)
+        ax.text(x, y - 0.1, word, ha="center", va="center", **font)
+        ax.text(x, y + 0.4, int(token), ha="center")
 
 def draw(num_digits):
     number = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])[:, :int(num_digits)]
     prompt = interleave(number)
     ax.clear()
-    ax.set(xlim=[-0.5, 9.5], ylim=[5.5, -0.5], xticks=[], yticks=[], frame_on=False)
-    draw_row(0, "Prompt: images of\nthree digits,", prompt[0, :5], 5 * ["given"])
-    draw_row(1, "then telephone keys\n(two tones, in hertz)", prompt[0, 5:], 7 * ["given"], start=3)
-    for y, name, given in zip([2, 3, 4, 5], MODALITIES + ["text"], 3 * [num_given] + [0]):
+    ax.set(xlim=[-0.5, 11.5], ylim=[4.8, -0.5], xticks=[], yticks=[], frame_on=False)
+    draw_row(0, "Prompt. Small numbers:\nvocabulary indices", prompt[0], ["given"] * len(prompt[0]))
+    p = net(prompt, prompt[:, :0])[0, 0].softmax(0)  # of the first token, if nothing is given
+    guess = f"Nothing given:\n<image> {p[1]:.0%}, <audio> {p[2]:.0%},\n<text> {p[3]:.0%}"
+    for y, name, given in zip([1, 2, 3, 4], MODALITIES + ["text"], 3 * [num_given] + [0]):
         wanted = encode(number, name)
         answer = generate(net, prompt, wanted[:, :given], wanted.shape[1])
         marks = ["right" if VALUE[a] == VALUE[b] else "wrong" for a, b in zip(answer[0], wanted[0])]
-        result = "a wrong number" if "wrong" in marks[1:] else "the right number"
         start = f"<{name}>" if given else "nothing"
-        title = f"Wanted: {name}. Given: {start}.\nIt writes {result}\nin the {marks[0]} modality"
+        title = f"Wanted: {name}.\nGiven: {start}" if y < 4 else guess
+        marks[0] = marks[0] if y < 4 else "guessed"
         draw_row(y, title, answer[0], ["given"] * given + marks[given:])
 draw(6)
-slider = plt.Slider(plt.axes([0.7, 0.87, 0.12, 0.03]), "digits", 4, 8, valinit=6, valstep=1)
+bar = plt.axes([0.5, 0.02, 0.25, 0.03])
+slider = plt.Slider(bar, "number of digits (trained: 1 to 6) ", 4, 8, valinit=6, valstep=1)
 slider.on_changed(draw)  # training had 1 to 6 digits, so positions 7 and 8 are new to the net
 fig.savefig("13_unified.png")
 
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
-
 def measure(net, prompt, answer, num_given):  # share of B answers that it writes without a mistake
     written = generate(net, prompt, answer[:, :num_given], answer.shape[1])
     return (written == answer).all(1).float().mean()

@@ -7,7 +7,6 @@
 In image A, the digit in each cell names the next cell. The net follows A from a start cell to the
 goal, 1 to 5 hops away. Then it draws image B, with the goal in black. But it can only make one hop
 per forward pass. So it first writes down the cells on its way, as its thoughts.
-
 RUN    python 14_reasoning_gen.py                 (13 seconds; the buttons change its thoughts)
 BREAK  python 14_reasoning_gen.py --thoughts 0    (from 2 hops on, the net guesses, so C1 fails)
 PAPER  arXiv 2201.11903 (chain of thought), 2310.07923 (why it helps), 2405.09818 (Chameleon)"""
@@ -29,16 +28,15 @@ torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # such small nets run fastest on a single core
 
 # --- Task. For example, A leads from cell 4 to 7, then to 2, then to 5: so 5 is 3 hops away.
-#     cells    A        B        answer
-#     0 1 2    8 4 5    3 1 6    3 1 6    The prompt ends at the start, 4. The net writes the rest:
-#     3 4 5    6 7 0    0 2 8    0 2 #    first its thoughts, 7 and 2, then the goal, 5, and then a
-#     6 7 8    1 2 3    7 7 4    7 7 4    copy of B, but with cell 5 in black (#).
+#     cells    A        B        answer   The prompt ends at the start, 4. The net writes the rest:
+#     0 1 2    8 4 5    3 1 6    3 1 6    first its thoughts, 7 and 2, then the goal, 5, and then a
+#     3 4 5    6 7 0    0 2 8    0 2 #    copy of B, but with cell 5 in black (#). We give the hops
+#     6 7 8    1 2 3    7 7 4    7 7 4    to the next cell, and so choose the number of thoughts.
 #   tokens     <image>  8 .. 3  <image>  3 ... 4  <text>  4  7  2  5  <image>  3 ... 4  <end>
 #   positions  0        1 .. 9  10      11 .. 19  20     21 21 21 22  23      24 .. 32  33
 #   hops       0        0 .. 0  0        0 ... 0  0       1  1  1  0  0        0 ... 0  0
-# We give the hops to the next cell that is written, and so decide how many thoughts there are.
 BLACK, IMAGE, TEXT, END, VOCAB_SIZE = range(9, 14)  # the tokens 0 to 8 are digits or cells
-START_POSITION, NUM_POSITIONS, MAX_HOPS, GOAL, ANSWER = 21, 34, 5, -12, -10  # < 0: from the end
+START_POSITION, NUM_POSITIONS, MAX_HOPS, GOAL = 21, 34, 5, -12  # < 0: from the end
 
 def make_tasks(num_tasks):  # to paths, maps A, and images B, of shape (num_tasks, 9) each
     path = torch.rand(num_tasks, 9).argsort(1)  # all cells; the last one leads back to the first
@@ -56,10 +54,9 @@ def make_sequences(path, image_a, image_b, num_hops, num_thoughts):  # to the th
     hops[START_POSITION + num_thoughts] = num_hops - num_thoughts  # the rest, up to the goal
     return tokens, positions, hops  # (num_tasks, N), (N,), (N,)
 
-# --- Net: like GPT, but with one layer. To hop from cell 4, token 4 queries cell 4 of A and gets 7.
-# The next hop needs a query for cell 7, but a layer computes all queries before it looks anything
-# up. So it waits until 7 is an input. To draw, a cell looks up its digit in B, and also the goal.
-class Thinker(nn.Module):
+# --- Net. To hop from cell 4, token 4 queries cell 4 of A and gets 7. The next hop queries cell 7,
+# but a layer computes all queries before it looks anything up. So it waits until 7 is an input.
+class Thinker(nn.Module):  # like GPT, but with one layer
     def __init__(self, vocab_size, num_positions, max_hops, dim=64, num_heads=8):
         super().__init__()
         self.token = nn.Embedding(vocab_size, dim)
@@ -72,7 +69,7 @@ class Thinker(nn.Module):
     def forward(self, tokens, positions, hops):  # (B, N), (N,), (N,), to (B, N, vocab_size)
         x = self.token(tokens) + self.position(positions) + self.hops(hops)  # (B, N, dim)
         mask = nn.Transformer.generate_square_subsequent_mask(len(hops))  # look only back
-        return self.head(self.layer(x, mask))
+        return self.head(self.layer(x, mask))  # a drawn cell looks up its digit in B, and the goal
 
 def train(net, iters, batch_size=16, lr=0.003):  # to predict each token after the start
     optimizer = torch.optim.Adam(net.parameters())
@@ -97,41 +94,44 @@ def generate(net, tokens, positions, hops):  # continues tokens (B, n) to (B, N)
 net = train(Thinker(VOCAB_SIZE, NUM_POSITIONS, MAX_HOPS), args.iters).requires_grad_(False)
 path, image_a, image_b = tasks = make_tasks(100)
 accuracy = torch.zeros(5, 5)  # the share of tasks in which the net writes every token right
-outputs = {}  # for each button, what the net writes for 5 hops, (100, N)
-fig, axes = plt.subplot_mosaic("SSRAAA;BBBCCC", figsize=(9, 7.2), layout="constrained")
-stairs, buttons, left, middle, right = axes.values()
+outputs = {}  # for each button, what the net writes for 5 hops, and what is right, (100, N) each
+fig, axes = plt.subplot_mosaic("SSSAAA;SSSAAA;RTTTTT", figsize=(10, 8), layout="constrained")
+stairs, ax, buttons, strip = axes.values()
 for thoughts in range(5):
     for num_hops in range(1, 6):
         tokens, *rows = make_sequences(*tasks, num_hops, min(thoughts, num_hops - 1))
         written = generate(net, tokens[:, :START_POSITION + 1], *rows)
         accuracy[thoughts, num_hops - 1] = (written == tokens).all(1).float().mean()
         stairs.text(num_hops, thoughts, f"{accuracy[thoughts, num_hops - 1]:.2f}", ha="center")
-    outputs[f"thoughts: {thoughts}"] = written
+    outputs[f"thoughts: {thoughts}"] = written, tokens
 stairs.pcolormesh(range(1, 6), range(5), accuracy, cmap="Blues", vmax=2)  # 1 is light
-stairs.set(title="Accuracy: an extra hop\nneeds a thought (chance\nwithout any: 1/7)",
-           xlabel="hops from the start to the goal", ylabel="thoughts allowed")
+stairs.set(xlabel="hops from the start to the goal", ylabel="thoughts allowed",
+           title="Accuracy: extra hops need thoughts\n(chance 1/7: any cell but start and next)")
 
-tokens, *rows = make_sequences(path[:, [0, 3, 4, 5, 6, 7]], image_a, image_b, 5, 4)  # skips 1 and 2
-written = outputs["first is wrong"] = generate(net, tokens[:, :START_POSITION + 2], *rows)
-follows = (written[:, GOAL] == path[:, 7]).float().mean()  # 4 hops after path[3]
+written = generate(net, torch.hstack([tokens[:, :START_POSITION + 1], path[:, [3]]]), *rows)
+follows = (written[:, GOAL] == path[:, 7]).float().mean()  # 4 hops after path[3], the thought
+outputs["first is wrong"] = written, tokens
 
-def draw_board(ax, title, board):
-    ax.clear()
-    ax.pcolormesh(range(3), range(3), board.view(3, 3) == BLACK, cmap="Greys", edgecolors="0.7")
-    for cell, digit in enumerate(board):
-        ax.text(cell % 3 - 0.47, cell // 3 - 0.3, f"cell {cell}: {digit}", size=12)
-    ax.set(title=title, xticks=[], yticks=[], ylim=[2.5, -0.5])
+for row, (written, right) in enumerate(outputs.values()):  # of task 1, all tokens after the start
+    for i in range(GOAL - min(row, 4), -1):  # < 0: from the end
+        color = "red" if written[1, i] != right[1, i] else "skyblue" if i < GOAL else "w"
+        strip.text(i, row, "012345678■▦??"[written[1, i]], ha="center", bbox=dict(fc=color))
+strip.set_title("What the net writes (red: wrong). Last row: we chose the first, wrong thought")
+strip.set(yticks=[], ylim=[5.9, -1.1])
+strip.set_xticks([-16.5, GOAL, -6], ["thoughts", "goal", "<image> (▦), then B with the goal black"])
 
 def draw(label):  # shows task 1
-    cells, goal = outputs[label][1, START_POSITION:GOAL + 1].tolist(), path[1, 5]
-    draw_board(left, f"Map A: path {cells}\n(yellow: goal. Red: not a hop of A)", image_a[1])
-    draw_board(middle, "Image B", image_b[1])
-    draw_board(right, "Answer: the net paints the cell it reached", outputs[label][1, ANSWER:-1])
-    left.plot(goal % 3, goal // 3, "sy", ms=24)
+    ax.clear()
+    for name, i in zip("start,,,,,goal,,,".split(","), path[1]):
+        ax.text(i % 3, i // 3, f"{image_a[1, i]}", ha="center", size=20, bbox=dict(fc="w", pad=35))
+        ax.text(i % 3 - 0.33, i // 3 - 0.18, f"cell {i}\n{name}")
+    cells = outputs[label][0][1, START_POSITION:GOAL + 1]
     for here, there in zip(cells, cells[1:]):
-        color = "tab:blue" if (here, there) in enumerate(image_a[1]) else "tab:red"
-        left.annotate("", (there % 3, there // 3), (here % 3, here // 3), arrowprops=dict(
-            arrowstyle="-|>", connectionstyle="arc3,rad=-0.15", color=color))
+        ax.annotate("", (there % 3, there // 3), (here % 3, here // 3), arrowprops=dict(
+            arrowstyle="-|>", connectionstyle="arc3,rad=-0.15", shrinkA=20, shrinkB=20))
+    ax.set(title=f"Map A: each digit names the next cell\n(the arrows show the row \"{label}\")",
+           xlim=[-0.5, 2.5], ylim=[2.5, -0.5])
+    ax.axis("off")
     plt.draw()
 
 radio = widgets.RadioButtons(buttons, list(outputs))

@@ -189,8 +189,8 @@ def test_the_chart_and_c1_are_those_of_the_first_numbers_of_the_seed(run, ns):
     assert abs(value / worth[-1] - 1) < 1e-3 and bound == 1 and "1,000,000,000 guesses at d = 14" in run.text
     assert np.abs(np.diff(log) - (log[-1] - log[0]) / 6).max() < 0.3  # nearly a line
     title = ns.chart.get_title()
-    assert f"are worth {worth[-1]:.3f} samples" in title and "d = 14: a billion guesses" in title
-    assert (ns.chart.get_xlabel(), ns.chart.get_ylabel(), ns.chart.get_yscale()) == ("dimension d", "effective sample size", "log")
+    assert f"are worth {worth[-1]:.3f} samples" in title and "14 dimensions, a billion guesses" in title
+    assert (ns.chart.get_xlabel(), ns.chart.get_ylabel(), ns.chart.get_yscale()) == ("dimension d", "worth of a billion guesses, in samples", "log")
 
 
 def test_c2_is_measured_at_the_end_of_the_path_and_its_bound_is_a_gaussian(run, ns):
@@ -207,23 +207,25 @@ def test_slider_shows_the_path_until_it_collapses(ns, steps, stops):
     ns.slider.set_val(steps)
     noise, x = ns.noise.double().numpy(), ns.x.double().numpy()
     path = euler(ns.net, noise, steps)
-    for ax, i in zip(ns.panels, stops):
-        gray, blue, *orange = ax.lines
-        assert [to_hex(line.get_color()) for line in (gray, blue)] == ["#cccccc", "#1f77b4"] and len(orange) == (ax is ns.panels[4])
-        assert np.abs(gray.get_xydata() - (i / steps * x + (1 - i / steps) * noise)[:, :2]).max() < 1e-5
-        assert np.abs(blue.get_xydata() - path[i, :, :2]).max() < 1e-4
-        assert ax.get_xlabel() == f"t = {i / steps:.2f}" and ax.get_xlim() == ax.get_ylim() == (-3, 3)
-    assert to_hex(orange[0].get_color()) == "#ff7f0e" and np.abs(orange[0].get_xydata() - euler(ns.net, noise, 1)[-1, :, :2]).max() < 1e-4
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["exact path", "moved noise", "one step"]
-    end, gaussian = re.findall(r"\d\.\d+", ns.panels[4].get_title())
-    assert abs(float(end) - distance(path[-1], x)) < 0.0006 and abs(float(gaussian) - ns.limit) < 0.0006
+    one, limit = euler(ns.net, noise, 1), distance(ns.gaussian, x)
+    off = [distance(moved[-1], x) for moved in (path, one)]
+    for ax, i, moved, k in zip(ns.panels, [steps, 1, *stops], [path, one] + 5 * [path], [0, 1] + 5 * [0], strict=True):
+        (gray, points, *tracks), t = ax.lines, i / (len(moved) - 1)
+        assert np.abs(gray.get_xydata() - (t * x + (1 - t) * noise)[:, :2]).max() < 1e-5 and to_hex(gray.get_color()) == "#cccccc"
+        assert np.abs(points.get_xydata() - moved[i, :, :2]).max() < 1e-4 and to_hex(points.get_color()) == to_hex("C3" if t == 1 and off[k] > limit else "C0")
+        for j, track in zip(range(10), tracks, strict=True):  # hollow at its start
+            assert np.abs(track.get_xydata() - moved[:i + 1, j, :2]).max() < 1e-4 and (track.get_markevery(), track.get_marker(), track.get_mfc(), track.get_color()) == ([0], "o", "w", "k")
+        assert ax.get_xlabel() == f"t = {t:.2f}" and ax.get_xlim() == ax.get_ylim() == (-3, 3)
+    assert off[1] > limit and (off[0] > limit) == (steps == 1)
+    shown = [float(number) for k in (0, 1) for number in re.findall(r"\d+\.?\d*", ns.panels[k].get_title().replace(".\n", "\n"))]
+    assert np.abs(np.array(shown) - [steps, off[0], off[1], limit]).max() < 0.0006
     ns.slider.set_val(20)
 
 
 def test_break_one_step(lesson):
     run = lesson(NAME, "--steps", "1")
     assert run.claims() == {"C1": True, "C2": False}
-    assert "--steps 1: " in run.text and run.ns.panels[4].lines[1].get_xydata().std() < 0.5
+    assert "--steps 1: " in run.text and run.ns.panels[6].lines[1].get_xydata().std() < 0.5
 
 
 def test_an_untrained_net_fails(lesson):

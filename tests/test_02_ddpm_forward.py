@@ -191,12 +191,11 @@ def test_the_net_is_near_the_exact_mean_on_simulated_chains(run, ns):
 
 
 def shown(ns):
-    """(t, percent of data, points of the chain, points of the closed form, if red) of each cloud."""
+    """(t, percent of data, if red, points of the chain, of the closed form, one point's steps, its start and draw) of each cloud."""
     for ax in ns.clouds:
-        t, data = re.fullmatch(r"t = (\d+)\n(\S+)% of variance is data", ax.get_title()).groups()
-        gray, color = (to_hex(line.get_color()) for line in ax.lines)
-        assert gray == to_hex("tab:gray") and color in (to_hex("tab:blue"), to_hex("tab:red"))
-        yield int(t), float(data), *(np.stack(line.get_data(), 1) for line in ax.lines), color == to_hex("tab:red")
+        t, data, red = re.fullmatch(r"t = (\d+)\nvariance: (\S+)% data(\nnot noise \(red: over 0.36%\))?", ax.get_title()).groups()
+        assert [to_hex(line.get_color()) for line in ax.lines] == [to_hex(color) for color in ("C7", "C3" if red else "C0", "C1", "k")]
+        yield int(t), float(data), bool(red), *(np.stack(line.get_data(), 1) for line in ax.lines)
 
 
 def test_slider_shows_chains_of_any_length_and_turns_red(ns):
@@ -204,25 +203,25 @@ def test_slider_shows_chains_of_any_length_and_turns_red(ns):
     for T in (50, 10, 556, 557, 1000):  # red up to 556
         ns.slider.set_val(float(T))  # as the mouse does
         _, a, s = schedule(T)
-        clouds, (distance, chance) = list(shown(ns)), ns.chart.lines
+        clouds, (distance, chance), path = list(shown(ns)), ns.chart.lines, (torch.manual_seed(0), ns.measure(T)[2].double().numpy())[1]
         assert [cloud[0] for cloud in clouds] == [0, T // 10, T // 4, T] and np.array_equal(distance.get_xdata(), range(T + 1))
-        for t, data, chain, draws, red in clouds:
-            assert abs(data / (100 * a[t] ** 2) - 1) < 0.006
-            exact = a[t] ** 2 * DATA_COV + s[t] ** 2 * np.eye(2)
-            assert np.abs(np.cov(chain.T) - exact).max() < 0.13 and np.abs(np.cov(draws.T) - exact).max() < 0.3
-            assert (len(chain), len(draws)) == (2500, 500) and np.abs(chain[:500] - draws).mean() > 0.5 and red == (t == T and a[T] ** 2 > 0.0036)
-            assert t == 0 or -1e-4 < gap((chain - a[t] * clouds[0][2]) / s[t]) - distance.get_ydata()[t] < 3e-4
-        words = ns.fig.get_suptitle() + ns.chart.texts[0].get_text() + ns.chart.get_title()
-        assert set(chance.get_ydata()) == {0.041} and re.findall(r"\d[\d.]*", words) == ["0.36", "0.041", "1", "7", "0", str(T)]
+        for t, data, red, chain, draws, steps, pair in clouds:
+            assert abs(data - 100 * a[t] ** 2) < 0.51 and red == (t == T and a[T] ** 2 > 0.0036) and np.array_equal(chain, path[t, :500])
+            exact, z = a[t] ** 2 * DATA_COV + s[t] ** 2 * np.eye(2), (draws - a[t] * path[0, :500]) / max(s[t], 1e-9)
+            assert np.abs(np.cov(chain.T) - exact).max() < 0.3 and np.abs(np.cov(draws.T) - exact).max() < 0.3 and len(draws) == 500
+            assert np.array_equal(steps, path[:t + 1, 0]) and np.array_equal(pair, [path[0, 0], draws[0]])
+            assert t == 0 or gap(z) < 0.07 and np.abs((z * (chain - a[t] * path[0, :500]) / s[t]).mean()) < 0.13  # fresh noise
+            assert t == 0 or -1e-4 < gap((path[t] - a[t] * path[0]) / s[t]) - distance.get_ydata()[t] < 3e-4
+        assert set(chance.get_ydata()) == {0.041} and re.findall(r"\d+", ns.chart.get_title()) == ["0", str(T)]
     for old, cloud in zip(before, clouds):  # the same chains, which the claims measure
-        assert old[:2] == cloud[:2] and np.array_equal(old[2], cloud[2]) and np.array_equal(old[2], ns.path[old[0]].numpy())
+        assert old[:2] == cloud[:2] and np.array_equal(old[3], cloud[3]) and np.array_equal(old[3], ns.path[old[0], :500].numpy())
 
 
 def test_breaks_of_a_short_chain_and_of_a_short_training(lesson):
     run = lesson(NAME, "--T", "50", "--iters", "300", "--seed", "1")
     assert run.claims() == {"C1": True, "C2": False, "C3": True} and abs(run.numbers()["C2"][0] - 0.603**0.5) < 0.04
     last = list(shown(run.ns))[3]
-    assert last[-1] and abs(last[1] - 60.3) < 0.06 and np.array_equal(last[2], run.ns.path[50].numpy())  # the slider keeps the seed
+    assert last[2] and last[1] == 60 and np.array_equal(last[3], run.ns.path[50, :500].numpy())  # the slider keeps the seed
     run = lesson(NAME, "--iters", "50", "--seed", "6")  # the largest KS is late, at t = 741
     assert run.claims() == {"C1": True, "C2": True, "C3": False} and abs(run.numbers()["C1"][0] - run.ns.ks[1:].max()) < 1e-5
 

@@ -144,7 +144,7 @@ def gaps(samples, images):
 def guided_euler(net, xt, y, w, steps=20):
     with torch.no_grad():
         for i in range(steps):
-            xt = xt + ((1 - w) * net(xt, i / 20, 0 * y) + w * net(xt, i / 20, y)) / 20
+            xt = xt + ((1 - w) * net(xt, i / steps, 0 * y) + w * net(xt, i / steps, y)) / steps
     return xt
 
 def test_claims_by_brute_force_digits_progress_and_page(run, images):
@@ -160,16 +160,19 @@ def test_claims_by_brute_force_digits_progress_and_page(run, images):
     assert gap.min(1).mean() < 5.19  # half the mean distance of two images
     assert run.ns.one_token.position.shape == (1, 48) and run.ns.net.position.shape == (16, 48)
 
-def test_rows_show_training_images_noise_and_samples(run, images):
+def test_rows_show_training_images_noise_means_and_samples(run, images):
     for w in (1, 0, 2):
         run.ns.slider.set_val(w)
         shown, = [torch.tensor(np.asarray(image.get_array())) * 2 - 1 for image in run.ns.ax.get_images()]
-        samples = [guided_euler(net, run.ns.noise, ASKED, weight) for net, weight in ((run.ns.net, 0), (run.ns.net, w), (run.ns.one_token, w))]
-        for row, drawn in zip(shown.view(5, 16, 10, 16).transpose(1, 2), [images, run.ns.noise, *samples]):
-            assert (row[:, None] - drawn[:10].clamp(-1, 1)).abs().max() < 2e-3
-        right = (ASKED[gaps(samples[1], images).argmin(1)] == ASKED).float().mean()
+        samples = [guided_euler(run.ns.one_token if i == 3 else run.ns.net, run.ns.noise, ASKED, (0, 1, w, w)[i], (1, 1, 20, 20)[i]) for i in range(4)]
+        for row, drawn in zip(shown.view(6, 18, 10, 18).transpose(1, 2), [images, run.ns.noise, *samples], strict=True):
+            assert (row - nn.functional.pad(drawn[:10, 0].clamp(-1, 1), [1] * 4, value=1)).abs().max() < 2e-3  # white frames
+        right = (ASKED[gaps(samples[2], images).argmin(1)] == ASKED).float().mean()
         assert right > 0.8 if w else right < 0.5
-    assert [label.get_text() for label in run.ns.ax.get_yticklabels()] == ["training images", "noise", "no label (w = 0)", "DiT", "one token"]
+    means = [images.mean(0), images.view(4, 10, 1, 16, 16).mean(0).repeat(4, 1, 1, 1)]  # of all, of each digit
+    assert all((row - mean).square().mean() < 0.03 for row, mean in zip(samples, means))
+    said = [label.get_text() for label in run.ns.ax.get_yticklabels()]
+    assert said == ["training images", "noise, 256 pixels", "1 step, no label", "1 step, label", "20 steps, 16 tokens of 48", "1 token of 48"] and (run.ns.ax.get_yticks() == range(6)).all()
 
 def test_breaks_and_same_seed_same_numbers(lesson, first_loss, limits):
     limits(NAME)
@@ -197,7 +200,7 @@ def test_own_folder_has_a_class_for_each_subfolder_or_one_and_its_weights_load_b
     assert torch.equal(run.ns.images[9].cpu().mean((1, 2)), torch.tensor([-1.0, -1, 1])) and run.ns.y.tolist() == [1, 2] * 20
     assert list(run.ns.config.values()) == [16, 4, 3, 2, 128, 4] and run.ns.lr == 0.004
     shown = np.asarray(run.ns.ax.get_images()[0].get_array())
-    assert shown.shape == (80, 160, 3) and np.array_equal(shown[0, ::16], [[1, 0, 0], [0, 0, 1]] * 5)  # the first of each class
+    assert shown.shape == (108, 180, 3) and np.array_equal(shown[1, 1::18], [[1, 0, 0], [0, 0, 1]] * 5)  # the first of each class
     page = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## 08 ")[2]
     torch.save((run.ns.noise, run.ns.y), tmp_path / "given.pt")
     code = f"""import sys, torch; sys.path.insert(0, {str(ROOT / "tests")!r}); from conftest import paste

@@ -134,8 +134,8 @@ def nets_of(ns):
     return piece.train(x, "vq", start_of(0)), ns.second_vq, ns.fsq_net, ns.without
 
 
-def whole(patches):
-    return np.block([[patches[40 * r + c].reshape(4, 4) for c in range(40)] for r in range(40)])
+def part(patches):  # of the photo, as the figure shows it
+    return np.block([[patches[40 * r + c].reshape(4, 4) for c in range(40)] for r in range(40)])[40:120, 80:]
 
 
 def test_claims_figure_and_page(run):
@@ -154,14 +154,17 @@ def test_claims_titles_and_images_are_what_the_nets_draw_from_tokens(run, ns):
         errors.append(((drawn.astype(float) - ROWS) ** 2).mean() / ROWS.var())
         top, bottom = ns.axes[:, column]
         assert top.get_title().endswith(f"\n{len(set(tokens.tolist()))} of 49 in use") and bottom.get_title() == f"error {errors[-1]:.3f}"
-        assert np.abs(bottom.images[-1].get_array() - whole(drawn)).max() < 1e-4
-        dots, crosses, entries = (line.get_xydata() for line in top.lines)
-        assert np.abs(dots - z).max() < 1e-4 and np.abs(crosses - net.codebook.numpy()).max() < 1e-6
-        assert np.abs(entries - net.codebook.numpy()[tokens]).max() < 1e-6
+        assert np.abs(bottom.images[-1].get_array() - part(drawn)).max() < 1e-4 and top.get_xlabel() == f"boxed patch: token {tokens[752]}"
+        dots, crosses, entries, boxed = (line.get_xydata() for line in top.lines)
+        assert np.abs(dots - z).max() < 1e-4 and np.abs(crosses - net.codebook.numpy()).max() < 1e-6 and top.get_aspect() == 1
+        assert np.abs(entries - net.codebook.numpy()[tokens]).max() < 1e-6 and np.abs(boxed - [z[752], entries[752]]).max() < 1e-4
         assert top.lines[2].get_color() == ("tab:red" if errors[-1] > gray else "tab:blue") and top.lines[2].get_marker() == "o"
-    assert np.abs(ns.axes[1, 0].images[0].get_array() - photo).max() < 1e-6 and [text.get_text() for text in ns.axes[0, 3].get_legend().get_texts()][1] == "entry not in use"
-    assert np.abs(ns.axes[0, 0].images[0].get_array() - whole(ROWS.mean(1)[:, None] + 0 * ROWS)).max() < 1e-6
-    assert ns.axes[0, 0].get_title() == f"mean gray patches\nerror {gray:.3f}\n(red: above)"
+    for ax in ns.axes[1]:  # the box is around the patch that is followed
+        across, down = ax.lines[-1].get_xydata()[0].astype(int)
+        assert np.abs(part(ROWS)[down - 1:down + 3, across - 1:across + 3].ravel() - ROWS[752]).max() == 0 and ax.lines[-1].get_markerfacecolor() == "none"
+    assert np.abs(ns.axes[1, 0].images[0].get_array() - part(ROWS)).max() < 1e-6 and np.abs(part(ROWS) - photo[40:120, 80:]).max() == 0
+    key, marks = ns.axes[0, 0].get_legend(), [line.get_marker() for line in ns.axes[0, 3].lines]
+    assert f"red: above {gray:.3f}," in key.get_title().get_text() and key.get_texts()[1].get_text() == "unused entry" and marks == [*".xos"]
     printed = np.array([*numbers["C1"], *numbers["C2"], *numbers["C3"]])
     assert np.abs(printed / [errors[1], gray, errors[2], gray, errors[3], gray] - 1).max() < 1e-3
     assert errors[0] > 0.5 and errors[3] > 0.2  # both are red
@@ -226,7 +229,7 @@ def test_same_seed_same_numbers_and_no_restart_changes_one_net_only(lesson, limi
     first, grid = start_of(0), lattice(7, 2)
     settings = [("vq", first, False, True), ("vq", first, True, True), ("fsq", grid, False, True), ("fsq", grid, False, False)]
     for image, setting in zip(drawn(a), settings):
-        assert np.abs(image - whole(piece.measure(piece.train(x, *setting, iters=20), x)[2].numpy())).max() < 1e-3
+        assert np.abs(image - part(piece.measure(piece.train(x, *setting, iters=20), x)[2].numpy())).max() < 1e-3
 
 
 @pytest.mark.parametrize("flags", [("--iters", "0"), ("--iters", "9" * 21), ("--seed", "-1"), ("--seed", "9" * 21), ("--start", "3")])

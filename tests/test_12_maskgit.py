@@ -149,22 +149,22 @@ def test_titles_and_claims_are_counts_of_the_samples_by_brute_force(run, ns, pie
     for axes, row, rounds in zip(ns.axes, counts, (1, 10, 64)):
         assert axes[0].get_ylabel() == f"rounds: {rounds}"
         for ax, (wrong, images), name in zip(axes, row, rows[0]):
-            a, b = re.fullmatch(rf"{name}\n(\S+) wrong tokens, (\d+) images", ax.get_title()).groups()
-            assert abs(float(a) - wrong) < 0.051 and int(b) == images
+            a, b = re.fullmatch(r"(\S+) wrong tokens, copies of (\d+) training images\n", ax.get_xlabel()).groups()
+            assert abs(float(a) - wrong) < 0.051 and int(b) == images and ax.get_title() == (name if rounds == 1 else "")  # once, on top
     (one, _), (ten, images) = counts[0][2], counts[1][2]
     (value, bound), (occur, half) = run.numbers()["C1"], run.numbers()["C2"]
     assert abs(value - ten) < 1e-3 * ten and abs(bound - one / 5) < 1e-3 * one and (occur, half) == (images, 20)
     assert ten < counts[1][0][0] / 2 and counts[2][1][1] <= 12 < 20 < counts[2][2][1]  # less than half of D3PM; without noise, few images come again and again
 
 
-def test_panels_show_four_samples_with_their_wrong_tokens_red(ns, piece):
-    for n, name, ax in [(1, "D3PM", ns.axes[0, 0]), (10, "MaskGIT with noise", ns.axes[1, 2])]:
-        x = piece.sample(ns.net, ns.blank, n, MASK, 1, 0)[name][:4]
+def test_panels_show_24_samples_with_their_wrong_tokens_red(ns, piece):
+    for n, name, ax in [(1, "D3PM", ns.axes[0, 0]), (10, "MaskGIT with noise", ns.axes[1, 2]), (64, "MaskGIT without noise", ns.axes[2, 1])]:
+        x = piece.sample(ns.net, ns.blank, n, MASK, 1, 0)[name][:24]
         near = ns.tokens[(x[:, None] != ns.tokens).sum(2).argmin(1)]
-        strip = ax.images[-1].get_array().data.reshape(8, 2, 4, 8, 2)  # row, y, sample, column, x
-        for i, k in itertools.product(range(4), range(64)):
-            patch, code = strip[k // 8, :, i, k % 8].flatten(), ns.codebook[x[i, k]].numpy()
-            assert np.allclose(patch, code if x[i, k] == near[i, k] else -0.2 - 0.5 * code, atol=1e-6)
+        lines = ax.images[-1].get_array().data.reshape(3, 8, 2, 8, 8, 2)  # line, row, y, sample, column, x
+        for i, k in itertools.product(range(24), range(64)):
+            patch, code = lines[i // 8, k // 8, :, i % 8, k % 8].flatten(), ns.codebook[x[i, k]].numpy()
+            assert np.allclose(patch, code if x[i, k] == near[i, k] else -0.7, atol=1e-6)
         paper, ink, red = (ax.images[-1].to_rgba(value)[:3] for value in (0.0, 1.0, -0.7))
         assert min(paper) > 0.95 and max(ink) < 0.2 and red[0] > 2 * max(red[1:])
 
@@ -186,14 +186,14 @@ def test_a_perfect_net_does_as_badly_in_one_round_and_better_in_ten(ns, piece):
 
 def test_sliders_draw_the_middle_row_until_it_breaks(ns):
     def row():
-        return [[float(n) for n in re.findall(r"\n(\S+) wrong tokens, (\d+)", ax.get_title())[0]] for ax in ns.axes[1]]
-    first, others = row(), [ax.get_title() for ax in ns.axes[[0, 2]].flat]  # these rows stay
+        return [[float(n) for n in re.findall(r"(\S+) wrong tokens, copies of (\d+)", ax.get_xlabel())[0]] for ax in ns.axes[1]]
+    first, others = row(), [ax.get_xlabel() for ax in ns.axes[[0, 2]].flat]  # these rows stay
     ns.rounds.set_val(np.float64(1))  # a mouse sets floats
     assert ns.axes[1, 0].get_ylabel() == "rounds: 1" and all(wrong > 12 and images == 0 for wrong, images in row())
     ns.rounds.set_val(10)
     assert row() == first and row()[2][0] < 2.5 and row()[2][1] > 20 and row()[1][1] <= 14
     ns.noise.set_val(0)
-    assert row()[2][1] <= 14 and ns.axes[1, 0].get_ylabel() == "rounds: 10" and [ax.get_title() for ax in ns.axes[[0, 2]].flat] == others
+    assert row()[2][1] <= 14 and ns.axes[1, 0].get_ylabel() == "rounds: 10" and [ax.get_xlabel() for ax in ns.axes[[0, 2]].flat] == others
     ns.noise.set_val(1)
 
 

@@ -11,11 +11,11 @@ from torch import nn
 NAME = "13_unified"
 MODALITIES, KEYS = ["image", "audio", "text"], "123456789*0#"  # three keys in a row: a row has one low tone, a column one high tone
 WORDS = "zero one two three four five six seven eight nine".split()
-GRAY, BLUE, RED = map(to_rgba, ("lightgray", "lightblue", "lightcoral"))
+GRAY, BLUE, RED, YELLOW = map(to_rgba, ("lightgray", "lightblue", "lightcoral", "khaki"))
 PIECES = paste(NAME, "encode", "interleave", "count_digits", "UnifiedTransformer", "train", "generate")
 
 
-def label(d, modality, audio="\u266a key {}\n\n{}\n+ {}"):
+def label(d, modality, audio="\u266a key {}\n{} +\n{} Hz"):
     """How the figure shows digit d."""
     row, column = divmod(KEYS.index(d), 3)
     return {"image": d, "audio": audio.format(d, [697, 770, 852, 941][row], [1209, 1336, 1477][column]), "text": WORDS[int(d)]}[modality]
@@ -131,33 +131,36 @@ def test_generate_writes_the_most_probable_token_until_the_length():
 
 
 def look(ns):
-    """Of each row of the figure: title, columns, colors and words of its tiles. An image of a digit is white on black."""
+    """Of each row of the figure: title, columns, colors, words, and indices of its tiles. An image of a digit is white on black."""
     rows, middle = [], lambda tile: (round(tile.get_x() + tile.get_width() / 2, 3), round(tile.get_y() + tile.get_height() / 2, 3))
-    for y in range(6):
-        tiles, (title, *texts) = [tile for tile in ns.ax.patches if middle(tile)[1] == y], [text for text in ns.ax.texts if text.get_position()[1] == y]
-        columns, colors, words = [middle(tile)[0] for tile in tiles], [tile.get_facecolor() for tile in tiles], [text.get_text() for text in texts]
-        assert columns == [text.get_position()[0] for text in texts] and [word.isdigit() for word in words] == [text.get_color() == "w" for text in texts]
-        rows.append((title.get_text(), columns, colors, words))
+    for y in range(5):
+        tiles, (title,) = [tile for tile in ns.ax.patches if middle(tile)[1] == y], [text for text in ns.ax.texts if text.get_position() == (-0.6, y)]
+        columns, colors = [middle(tile)[0] for tile in tiles], [tile.get_facecolor() for tile in tiles]
+        texts, below = [[text for text in ns.ax.texts if text.get_position()[1] == y + d] for d in (-0.1, 0.4)]
+        words, at = [text.get_text() for text in texts], [[text.get_position()[0] for text in line] for line in (texts, below)]
+        assert at == [columns, columns] and [word.isdigit() for word in words] == [text.get_color() == "w" for text in texts]
+        rows.append((title.get_text(), columns, colors, words, [text.get_text() for text in below]))
     return rows
 
 
 def test_slider_reaches_lengths_that_were_not_trained(run):
     labels = lambda number, modality: [f"<{modality}>", *[label(d, modality) for d in number], "<end>"]
     ns, before, digit, key = run.ns, look(run.ns), {label(d, m): d for m in MODALITIES for d in "0123456789"}, run.ns.fig.legends[0]
-    assert ns.VOCAB == ["<end>", "<image>", "<audio>", "<text>"] + [label(str(d), m, "{1}+{2}") for m in MODALITIES for d in range(10)]
-    assert [name.get_text() for name in key.get_texts()] == ["given", "right", "wrong"] and [tile.get_facecolor() for tile in key.get_patches()] == [GRAY, BLUE, RED]
+    shown = ["<end>", "<image>", "<audio>", "<text>"] + [label(str(d), m) for m in MODALITIES for d in range(10)]
+    assert ns.VOCAB == shown[:14] + [label(str(d), m, "{1}+{2}") for m in MODALITIES[1:] for d in range(10)]
+    assert [name.get_text() for name in key.get_texts()] == ["given", "right", "wrong", "guessed"] and [tile.get_facecolor() for tile in key.get_patches()] == [GRAY, BLUE, RED, YELLOW]
     for m in (4, 6, 7, 8, 6):
         ns.slider.set_val(m)
-        number, (first, second, *answers) = "31415926"[:m], look(ns)
-        assert first[1:] == ([0, 1, 2, 3, 4], 5 * [GRAY], labels("314", "image"))
-        assert second[1:] == ([*range(3, m + 2)], (m - 1) * [GRAY], labels(number[3:], "audio"))
-        for modality, given, (title, columns, colors, words) in zip(MODALITIES + ["text"], (1, 1, 1, 0), answers):
+        number, (prompt, *answers) = "31415926"[:m], look(ns)
+        assert prompt[1:4] == ([*range(m + 4)], (m + 4) * [GRAY], labels("314", "image") + labels(number[3:], "audio"))
+        assert all(indices == [str(shown.index(word)) for word in words] for *_, words, indices in (prompt, *answers))
+        p = by_hand(ns.net, [1, 7, 5, 8, 0, 2, *[14 + int(d) for d in number[3:]], 0], [], heads=4)[0].softmax(0)
+        for modality, given, (title, columns, colors, words, _) in zip(MODALITIES + ["text"], (1, 1, 1, 0), answers):
             right = [digit.get(a, a) == digit.get(b, b) for a, b in zip(words, labels(number, modality))]
-            assert columns == [*range(m + 2)] and colors == [GRAY] * given + [BLUE if good else RED for good in right[given:]]
-            assert all(right[1:]) == (m < 7) and right[0] == given and (words == labels(number, words[0][1:-1])) == (m < 7)
-            number_is, modality_is, start = ("the right" if m < 7 else "a wrong"), ("right" if given else "wrong"), words[0] if given else "nothing"
-            assert title == f"Wanted: {modality}. Given: {start}.\nIt writes {number_is} number\nin the {modality_is} modality"
-    assert before == look(ns) and ns.ax.axis() == (-0.5, 9.5, 5.5, -0.5)  # row 0 is the upper one
+            assert columns == [*range(m + 2)] and colors == [GRAY if given else YELLOW] + [BLUE if good else RED for good in right[1:]]
+            assert all(right[1:]) == (words == labels(number, words[0][1:-1])) == (m < 7)
+            assert title == (f"Wanted: {modality}.\nGiven: {words[0]}" if given else "Nothing given:\n<image> {:.0%}, <audio> {:.0%},\n<text> {:.0%}".format(*p[1:4])) and (given == 0 or right[0])
+    assert before == look(ns) and ns.ax.axis() == (-0.5, 11.5, 4.8, -0.5)  # row 0 is the upper one
 
 
 def test_the_loss_ends_at_log_3_for_the_first_token_and_0_for_the_others(run):
@@ -191,15 +194,15 @@ def test_two_towers_nearly_tie_if_all_vectors_pass_and_fail_if_one_does(run):
 
 def test_break_one_answer_of_three_can_be_right(lesson, monkeypatch):
     broken = lesson(NAME, "--no-special-tokens", "--iters", "400")
-    ns, rows = broken.ns, look(broken.ns)[2:]
+    ns, rows = broken.ns, look(broken.ns)[1:]
     assert broken.claims() == {"C1": False, "C2": False}
     table = np.array([[ns.measure(ns.net, p, a, 0).item() for a in ns.answers] for p in [*ns.answers, ns.interleave(ns.digits)]])
     assert 0.9 < table.sum(1).min() <= table.sum(1).max() < 1 + 1e-6
     assert broken.numbers()["C1"][0] == pytest.approx(table[:3].min()) and broken.numbers()["C2"][0] == pytest.approx(table[3].min())
-    assert all(row[3] == rows[0][3] and "Given: nothing" in row[0] and GRAY not in row[2] for row in rows) and sum(row[2][0] == BLUE for row in rows[:3]) == 1
+    assert all(row[3] == rows[0][3] and ("Given: nothing" in row[0]) == (row is not rows[3]) and GRAY not in row[2] for row in rows) and sum(row[2][0] == BLUE for row in rows[:3]) == 1
     monkeypatch.setitem(ns.draw.__globals__, "generate", lambda *_: ns.encode(torch.tensor([[9, 1, 4, 1]]), "text"))  # should be 3141
     ns.draw(4)
-    assert [row[0].split("\n", 1)[1] for row in look(ns)[2:]] == [f"It writes a wrong number\nin the {x} modality" for x in ("wrong", "wrong", "right", "right")]
+    assert [row[2] for row in look(ns)[1:]] == [[x, RED, *4 * [BLUE]] for x in (RED, RED, BLUE, YELLOW)]
 
 
 def test_same_seed_same_numbers(lesson, limits):
