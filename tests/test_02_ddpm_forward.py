@@ -221,7 +221,7 @@ def test_breaks_of_a_short_chain_and_of_a_short_training(lesson):
     run = lesson(NAME, "--T", "50", "--iters", "300", "--seed", "1")
     assert run.claims() == {"C1": True, "C2": False, "C3": True} and abs(run.numbers()["C2"][0] - 0.603**0.5) < 0.04
     last = list(shown(run.ns))[3]
-    assert last[2] and last[1] == 60 and np.array_equal(last[3], run.ns.path[50, :500].numpy())  # the slider keeps the seed
+    assert last[2] and abs(last[1] - 60.3) < 0.3 and np.array_equal(last[3], run.ns.path[50, :500].numpy())  # the slider keeps the seed
     run = lesson(NAME, "--iters", "50", "--seed", "6")  # the largest KS is late, at t = 741
     assert run.claims() == {"C1": True, "C2": True, "C3": False} and abs(run.numbers()["C1"][0] - run.ns.ks[1:].max()) < 1e-5
 
