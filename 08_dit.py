@@ -5,8 +5,8 @@
 """08 DiT: a diffusion transformer that generates images, trained on ten digits or your own images.
 
 On the line xt = t x + (1 - t) eps, noise eps moves to an image x at velocity x - eps. Many lines
-cross at each xt, and the net learns their mean velocity (lesson 05). One step along it ends in a
-blur, but the larger t, the better xt shows x. Patches of xt are tokens, and attention joins them.
+cross at each xt, and the net learns their mean velocity (lesson 05). One big step along it gives
+a blur, but as t grows, xt shows more of x. Patches of xt are tokens, and attention joins them.
 RUN    python 08_dit.py          (11 seconds; move the slider, or try your own --data FOLDER)
 BREAK  python 08_dit.py --dim 8  (C1 and C2 fail: tokens are too narrow for the noise)
 PAPER  arXiv 2212.09748, section 3.2 (DiT); 2207.12598, equation 6 (guidance: its w is our w - 1)"""
