@@ -75,12 +75,12 @@ a, s, path, ks = measure(args.T)
 # --- Training: the net predicts eps from x_t and s_t, which tells it t. Each training point takes
 # one draw from (4), with its own random t, so the training is called simulation-free. Many pairs of
 # x and eps give the same x_t. Squared error is lowest for the mean of their eps, called eps_hat.
-def training_batch(a, s, n):  # x_t, (n, 2), s_t, (n, 1), eps, (n, 2), for random t from 1, ..., T
+def training_batch(a, s, n):  # x_t (n, 2), s_t (n, 1), and eps (n, 2) for random t from 1 to T
     x, eps = two_moons(n), torch.randn(n, 2)
     t = torch.randint(1, len(a), (n,))
     return a[t] * x + s[t] * eps, s[t], eps
 
-def train(a, s, iters, width=64, batch_size=1024, lr=0.03):  # a net: x_t, s_t (B, 3) to eps_hat
+def train(a, s, iters, width=64, batch_size=1024, lr=0.03):  # returns a net for eps_hat(x_t, s_t)
     net = nn.Sequential(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
                         nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2))
     optimizer = torch.optim.Adam(net.parameters())
