@@ -19,14 +19,11 @@ import torch
 matplotlib.rcParams["figure.max_open_warning"] = 0  # each run leaves its figure open for the tests
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
 
-
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes minutes; only run with --slow")
-
 
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--slow"):
@@ -35,11 +32,14 @@ def pytest_collection_modifyitems(config, items):
             if "slow" in item.keywords:
                 item.add_marker(skip)
 
-
-def paste(name, *wanted):
+def paste(name, *wanted, changes=()):
     """The named functions and classes of a lesson in an empty namespace, with the imports, the UPPER_CASE constants and the
-    other functions that they name, as a reader would paste them. Nothing else of the lesson is run."""
-    body = ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8")).body
+    other functions that they name, as a reader would paste them, after changes (old, new). Nothing else of the lesson is run."""
+    text = (ROOT / f"{name}.py").read_text(encoding="utf-8")
+    for old, new in changes:
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    body = ast.parse(text).body
     pieces, chosen, todo = {}, [], list(wanted)
     for node in body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
@@ -59,7 +59,6 @@ def paste(name, *wanted):
     exec(compile(module, name, "exec"), ns)
     return types.SimpleNamespace(**ns)
 
-
 @pytest.fixture(autouse=True)
 def settings():
     """A lesson may choose torch's precision, switch gradients off, and take Ctrl-C: each test finds and leaves them as they
@@ -70,7 +69,6 @@ def settings():
     signal.signal(signal.SIGINT, ctrl_c)
     torch.set_default_dtype(dtype)
     torch.set_grad_enabled(grad)
-
 
 class Run(types.SimpleNamespace):
     """ns: the globals that the run leaves behind; text: what it printed; folder: where it ran."""
@@ -91,11 +89,9 @@ class Run(types.SimpleNamespace):
             assert value == bound or (below if sign == "<" else above) == (mark == "ok"), (name, value, sign, bound)
         return rows
 
-
 RECIPES = {"01": (96, 512, 0.01), "02": (64, 1024, 0.03), "03": (512, 0.04), "04": (64, 1024, 0.03), "05": (32, 1024, 0.04),
            "06": (64, 256, 0.02), "08": (32,), "09": (64, 1024, 0.03), "10": (16, 128, 64, 0.01), "12": (16, 256, 64, 0.006),
            "13": (6, 16, 0.01), "14": (16, 0.003), "15": (64, 0.004)}  # the defaults of `train`, with which all was measured
-
 
 def page_agrees(name, run):
     """The lesson's rows of tests/README.md hold its claims: the same bounds, and values within the range of ten seeds.
@@ -120,7 +116,6 @@ def page_agrees(name, run):
         assert low <= high and left > 0 and low - room <= value <= high + room, (words, span, value, bound)
     pictures = [(folder / f"{name}.png").read_bytes() for folder in (ROOT / ".github/gallery", run.folder)]
     assert pictures[0][16:24] == pictures[1][16:24]  # width and height in a PNG's header
-
 
 @pytest.fixture(scope="session")
 def lesson(tmp_path_factory):
@@ -151,7 +146,6 @@ def lesson(tmp_path_factory):
 
     return run
 
-
 @pytest.fixture
 def first_loss(monkeypatch):
     """first_loss("06_euler", "--seed", "7"): the first line with a loss, at which the lesson is stopped."""
@@ -166,7 +160,6 @@ def first_loss(monkeypatch):
         return str(stop.value)
     return run
 
-
 @pytest.fixture
 def limits(monkeypatch):
     """limits("06_euler"): --iters from 1 to 1,000,000 and --seed from 0 to 2**32 - 1 pass the lesson's checks, and no others."""
@@ -178,7 +171,6 @@ def limits(monkeypatch):
                 with pytest.raises(SystemExit) if number in bad else contextlib.nullcontext():
                     exec(head, {})
     return check
-
 
 @pytest.fixture(scope="session")
 def refused(tmp_path_factory):

@@ -1,4 +1,4 @@
-"""Four pictures for the README: the path, what its code draws (moons, handwriting), and three modalities as tokens.
+"""Five pictures for the README: the path, what its code draws (moons, handwriting), tokens, and the grid of objectives and nets.
 `python tests/regenerate.py --proofs` draws them."""
 import re
 import tempfile
@@ -6,11 +6,12 @@ import tempfile
 import matplotlib.pyplot as plt
 import numpy as np
 import test_handwriting as handwriting
+import test_08_dit as dit
 import torch
 from conftest import ROOT, paste
+from torch import nn
 
 GALLERY = ROOT / ".github" / "gallery"
-
 
 def draw_10():
     """Text, sound and an image as integers."""
@@ -40,7 +41,6 @@ def draw_10():
     image.set_yticklabels(tokens.view(40, 16)[32].tolist())
     fig.savefig(GALLERY / "10_media.png", dpi=120)
 
-
 def draw_heart():
     """What the code on the README's front page draws; its samples, and data."""
     code = re.search(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)[1]
@@ -49,7 +49,6 @@ def draw_heart():
     exec(compile(code, "README.md", "exec"), names := {})
     plt.savefig(GALLERY / "heart.png", dpi=120)
     return names["x"], names["two_moons"](1000)
-
 
 def draw_handwriting(iters=4000):
     """Seven images of each handwritten digit: unseen ones, samples of lesson 08 as the README runs it, and of Gaussians."""
@@ -67,7 +66,6 @@ def draw_handwriting(iters=4000):
         ax.imshow(torch.cat([torch.cat(list(digit)) for digit in digits], 1), "gray", vmin=-1, vmax=1)  # (196, 280)
         ax.set(title=title, xticks=[], yticks=[])
     fig.savefig(GALLERY / "handwriting.png", dpi=120)
-
 
 def draw_path():
     """In one dimension, from noise to two Gaussians: lines of fixed pairs, and points that follow the exact mean velocity."""
@@ -99,3 +97,22 @@ def draw_path():
     panels[0].set_title("fixed, for training: pairs of noise and data, on lines that cross")
     panels[1].set_title("learned, for sampling: the mean velocity of all lines at a place")
     fig.savefig(GALLERY / "path.png", dpi=120)
+
+def draw_grid(iters=800):
+    """Ten digits by lesson 08's DiT and its MLP of one token, with flow matching and with the page's three lines for DDPM."""
+    drawn = {}
+    for target, name in (("flow", "flow matching"), ("ddpm", "DDPM")):
+        piece = paste(dit.NAME, "Block", "DiT", "train", "sample", "draw_digit", "FONTS", changes=zip(dit.OLD, dit.NEW[target]))
+        images = 1 - 2 * torch.stack([piece.draw_digit(str(k % 10), piece.FONTS[k // 10]) for k in range(40)])[:, None]
+        for patch, net in ((4, "DiT, 16 tokens"), (16, "MLP, 1 token")):
+            torch.manual_seed(0)
+            trained = piece.train(piece.DiT(16, patch, 1, 10, 48, 2), images, dit.ASKED, iters, 0.015 if patch == 4 else 0.0075)
+            drawn[f"{net}\n{name}"] = piece.sample(trained, torch.randn(10, 1, 16, 16), dit.ASKED[:10], 20, 2)
+    drawn = dict(sorted(drawn.items()))
+    rows = torch.cat([torch.cat([*nn.functional.pad(row[:, 0].clamp(-1, 1), [1] * 4, value=1)], 1) for row in drawn.values()])
+    fig, ax = plt.subplots(figsize=(10, 4), layout="constrained")
+    ax.imshow(rows, "gray", extent=(0, 10, 3.5, -0.5))
+    ax.set(title="Both objectives draw digits with 16 tokens, and neither does with one", xticks=[], yticks=range(4))
+    ax.set_yticklabels(drawn)
+    fig.savefig(GALLERY / "grid.png", dpi=100)
+    return drawn

@@ -44,7 +44,6 @@ MOVES = {  # the name of the widget, and its values on the way from good to brok
     "15_hybrid": ("radio", [0, 1, 0, 1]),
 }
 
-
 def run(name, *flags, figure=False, **environment):
     """One run in an empty folder: what it printed (C0: it stopped), and seconds."""
     environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONIOENCODING": "utf-8", **environment}
@@ -62,11 +61,9 @@ def run(name, *flags, figure=False, **environment):
             text += f"\nFAIL  C0 stopped: {status} < 1"
         return text, seconds
 
-
 def claims(text):
     """[("ok", "C1", "0.05342"), ...]: the measured number stands before the comparison."""
     return re.findall(r"^(ok|FAIL) +(C\d+) .*: (\S+) [<>] \S+$", text, re.M)
-
 
 def span(printed):
     """["0.0163", "0.0951", ...] -> "0.016 .. 0.095": two digits of the width, but none that was not printed."""
@@ -83,7 +80,6 @@ def span(printed):
 
     return " .. ".join(dict.fromkeys([short(low), short(high)]))  # once if they are the same
 
-
 def with_seconds(text, seconds):
     """The README with new seconds in the table of lessons, and with their sum."""
     total = 0
@@ -98,12 +94,10 @@ def with_seconds(text, seconds):
     pair = "<!-- total -->", "<!-- /total -->"
     return re.sub(".*?".join(pair), f"All together: {total} s.".join(pair), text, flags=re.S)
 
-
 def with_example(text, printed):
     """The README with what `06_euler.py` prints."""
     block = f"```\n{printed.rstrip()}\n```"
     return re.sub(r"^```\nWe train on.*?\n```$", lambda _: block, text, flags=re.M | re.S)
-
 
 def with_ranges(text, name, seeds, texts):
     """tests/README.md with the ranges of what the seeds printed in the claims table of that lesson's section."""
@@ -115,7 +109,6 @@ def with_ranges(text, name, seeds, texts):
         section = re.sub(rf"^(\| {rows[0][1]} .*\|)[^|]*(\|[^|]*\|)$", rf"\1 {cell} \2", section, flags=re.M)
     return before + section + after
 
-
 def many_seeds(names, seeds, jobs):
     """{name: [what each seed printed]}."""
     seeds = range(seeds[0], seeds[1] + 1)
@@ -124,7 +117,6 @@ def many_seeds(names, seeds, jobs):
         for name, jobs_of_it in runs.items():
             print(f"{name}: {sum(job.result()[1] for job in jobs_of_it):.0f} s", flush=True)
     return {name: [job.result()[0] for job in jobs_of_it] for name, jobs_of_it in runs.items()}
-
 
 def figure(name, *flags):
     """The names that a run of the lesson leaves, its figure among them."""
@@ -140,7 +132,6 @@ def figure(name, *flags):
         finally:
             os.chdir(before)
             sys.argv = argv
-
 
 def moving(name):
     """Write NN_name.gif: the lesson's own figure while its widget goes from good to broken and back, or in training."""
@@ -169,7 +160,6 @@ def moving(name):
     way[0].save(GALLERY / f"{name}.gif", save_all=True, append_images=way[1:], duration=still, loop=0, optimize=True)
     print(f"{name}.gif: {(GALLERY / f'{name}.gif').stat().st_size / 1000:.0f} kB, {sum(still) / 1000:.1f} s", flush=True)
 
-
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--only", nargs="+", default=[""], help="numbers of lessons, as 06 13 (all)")
 parser.add_argument("--seeds", nargs=2, type=int, help="first and last seed for the claims tables")
@@ -186,6 +176,7 @@ if args.proofs:
     proof_pictures.draw_heart()
     proof_pictures.draw_handwriting()
     proof_pictures.draw_path()
+    proof_pictures.draw_grid()
     sys.exit()
 if args.moving:
     os.environ["MPLBACKEND"] = "Agg"

@@ -4,7 +4,6 @@ import re
 import subprocess
 import sys
 
-import conftest
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -201,11 +200,10 @@ def test_own_folder_has_a_class_for_each_subfolder_or_one_and_its_weights_load_b
     assert list(run.ns.config.values()) == [16, 4, 3, 2, 128, 4] and run.ns.lr == 0.004
     shown = np.asarray(run.ns.ax.get_images()[0].get_array())
     assert shown.shape == (108, 180, 3) and np.array_equal(shown[1, 1::18], [[1, 0, 0], [0, 0, 1]] * 5)  # the first of each class
-    page = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## 08 ")[2]
     torch.save((run.ns.noise, run.ns.y), tmp_path / "given.pt")
     code = f"""import sys, torch; sys.path.insert(0, {str(ROOT / "tests")!r}); from conftest import paste
 globals().update(vars(paste("{NAME}", "DiT", "sample")))
-{re.search(r"```.(config, weights = torch.load[^`]+)```", page, re.S)[1]}
+{re.search(r"```.(config, weights = torch.load[^`]+)```", PAGE, re.S)[1]}
 assert images.shape == noise.shape == (10, 3, 16, 16)
 torch.save(sample(net, *torch.load(sys.argv[1] + "/given.pt"), 20, 2), sys.argv[1] + "/samples.pt")"""
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=run.folder, check=True)
@@ -226,24 +224,17 @@ def test_each_bad_folder_and_flag_gets_one_line_that_names_it(refused, tmp_path)
     for flags in (("--w", "-1"), ("--w", "9"), ("--iters", "0"), ("--seed", "-1"), ("--size", "30"), ("--dim", "9")):
         assert flags[0] in refused(NAME, *flags)
 
-OLD = ("xt, t, y), x - eps)", "xt = xt + (null + w * (cond - null)) / num_steps")
-NEW = {"flow": OLD, "x": ("xt, t, y), x)", "xt = xt + (cond - xt) / (1 - t) / num_steps"),
-       "ddpm": ("(t * torch.pi / 2).sin() * x + (t * torch.pi / 2).cos() * eps, t, y), eps)",
-                """t, t2 = t + 0.5 / num_steps, (t + 1.5 / num_steps).clamp(max=1)
-        a, s, a2, s2, eps_hat = *[f(u * torch.pi / 2) for u in (t, t2) for f in (torch.sin, torch.cos)], net(xt, t, y)
-        xt = a2 * ((xt - s * eps_hat) / a).clamp(-1, 1) + s2 * eps_hat""")}
+PAGE = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## 08 ")[2].partition("\n## 09 ")[0]
+OLD = ["xt = t * x + (1 - t) * eps", "loss = nn.functional.mse_loss(net(xt, t, y), x - eps)", "xt = xt + (null + w * (cond - null)) / num_steps"]
+DDPM = re.search(r"```\n(xt = .*)\n(loss = .*)\n\n(eps_hat[^`]+)```", PAGE).groups()  # the page's answer: three lines, and what takes their place
+NEW = {"flow": OLD, "x": [OLD[0], OLD[1].replace("x - eps", "x"), "xt = xt + (cond - xt) / (1 - t) / num_steps"],
+       "ddpm": [*DDPM[:2], DDPM[2].strip().replace("\n", "\n        ")]}
 
-@pytest.fixture  # of 40 samples from the nearest image of their digit, root mean square; two lines of the lesson are replaced
-def distance(images, tmp_path, monkeypatch):
+@pytest.fixture  # of 40 samples from the nearest image of their digit, root mean square
+def distance(images):
     def measure(target="flow", patch=4, depth=2, lr=0.015, iters=300, gate=0):
-        text = (ROOT / f"{NAME}.py").read_text(encoding="utf-8")
-        for old, new in zip(OLD, NEW[target]):
-            assert text.count(old) == 1
-            text = text.replace(old, new)
-        text = re.sub(r"x \+ (gate\d)", rf"x + ({gate} + \1)", text)  # the value at which gates start
-        (tmp_path / f"{NAME}.py").write_text(text, encoding="utf-8")
-        monkeypatch.setattr(conftest, "ROOT", tmp_path)
-        changed = paste(NAME, "Block", "DiT", "train", "sample")
+        changes = [*zip(OLD, NEW[target]), *[(f"x + gate{i}", f"x + ({gate} + gate{i})") for i in (1, 2)]]  # the value at which gates start
+        changed = paste(NAME, "Block", "DiT", "train", "sample", changes=changes)
         torch.manual_seed(0)
         net = changed.DiT(16, patch, 1, 10, 48, depth, 4)
         changed.train(net, images, ASKED, iters, lr)
@@ -251,6 +242,11 @@ def distance(images, tmp_path, monkeypatch):
         apart = (samples - images.view(4, 10, 1, 16, 16)[:, ASKED - 1]).square().mean((2, 3, 4)).sqrt()  # (4, 40)
         return apart.amin(0).mean().item()
     return measure
+
+def test_the_pages_ddpm_ends_at_the_only_image_if_eps_is_exact():
+    x, noise = torch.rand(1, 8, 8) * 2 - 1, torch.randn(5, 1, 8, 8)
+    sample = paste(NAME, "sample", changes=zip(OLD, NEW["ddpm"])).sample
+    assert (sample(lambda xt, t, y: (xt - t * x) / (1 - t**2).sqrt(), noise, torch.zeros(5), 7) - x).abs().max() < 1e-4
 
 def test_objectives_nets_an_mlp_that_predicts_the_image_and_gates(distance):
     table = {(target, patch): distance(target, patch) for target, patch in [("ddpm", 4), ("flow", 4), ("ddpm", 16), ("flow", 16), ("x", 16)]}

@@ -13,11 +13,9 @@ PIECES = [(path.stem, node.name) for path in sorted(ROOT.glob("[01][0-9]_*.py"))
 TABLE = TEXT.split("\n## Paste\n")[1].split("\n## ")[0]
 ROWS = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in TABLE.splitlines() if line.startswith("| `")]
 
-
 @pytest.mark.parametrize("lesson, name", PIECES)
 def test_each_function_and_class_pastes(lesson, name):
     assert callable(getattr(paste(lesson, name), name))
-
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0].strip("`"))
 def test_the_line_of_the_paste_table_runs(row):
@@ -31,11 +29,9 @@ def test_the_line_of_the_paste_table_runs(row):
     code = line.strip("` |")
     exec(code, {**ns, "torch": torch})
 
-
 def test_the_table_names_every_lesson_that_can_be_pasted_from():
     assert {row[1].strip("`") for row in ROWS} == {f"{lesson}.py" for lesson, _ in PIECES}
     assert all(set(re.findall(r"`(\w+)`", row[0])) <= {name for _, name in PIECES} for row in ROWS)
-
 
 def test_images_pass_through_the_net_guidance_and_solvers_of_other_lessons():
     dit, knobs, euler, hybrid = (paste("08_dit", "Block", "DiT", "train", "sample"), paste("09_knobs", "guide", "sample"),
@@ -52,7 +48,6 @@ def test_images_pass_through_the_net_guidance_and_solvers_of_other_lessons():
     assert (euler.solve(v, noise, 20, euler.rk4)[-1] - dit.sample(guided, noise, y, 400)).abs().max() < 0.02
     generator, features = hybrid.Generator(hybrid.joint, 16, 2).requires_grad_(False), torch.randn(9, 5, 16)
     assert dit.sample(knobs.guide(generator, 3), torch.randn(9, 3, 3), features, 2).shape == (9, 3, 3)
-
 
 def test_tokens_of_11_are_learned_and_sampled_by_10_and_12():
     rows, rounds = paste("10_discrete", "train", "sample", "METHODS"), paste("12_maskgit", "train", "d3pm", "maskgit")
