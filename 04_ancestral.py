@@ -40,7 +40,6 @@ def two_moons(n):
 
 # --- Training, as in lesson 02. Step t of T = 1000 adds noise of variance beta_t. After t steps,
 #     xt = sqrt(abar_t) x + sqrt(1 - abar_t) eps,  abar_t = (1 - beta_1) ... (1 - beta_t)     (4)
-# So abar_t is the data's part of the variance of xt, from 1 to nearly 0. A net predicts eps.
 ABAR = torch.cat([torch.ones(1), 1 - torch.linspace(1e-4, 0.02, 1000)]).cumprod(0)  # (T + 1,)
 
 def train(abar, iters, width=64, batch_size=1024, lr=0.03):  # net: [xt, t / T] to eps_hat
@@ -60,34 +59,26 @@ def train(abar, iters, width=64, batch_size=1024, lr=0.03):  # net: [xt, t / T] 
             print(f"iteration {i} of {iters}: loss {loss:.4f}")
     return net
 
-# --- One step back, if we knew x. Let u be an earlier time than t (t - 1 in the paper). All steps
-# from u to t together are one step of variance beta (lesson 02):
-#     xt = sqrt(1 - beta) * x_u + sqrt(beta) * z,  with z ~ N(0, I) and 1 - beta = abar_t / abar_u
-# By Bayes' rule, q(x_u | xt, x) is proportional to the prior q(x_u | x) times the likelihood
-# q(xt | x_u). Both are Gaussians in x_u. In a product of Gaussians, the inverse variances add up:
+# --- One step back, if we knew x, from time t to an earlier time u (t - 1 in the paper). All steps
+# from u to t are one step of variance beta, where 1 - beta = abar_t / abar_u (lesson 02). Bayes'
+# rule multiplies the prior q(x_u | x) by the likelihood q(xt | x_u). Both are Gaussians in x_u. In
+# a product of Gaussians, the inverse variances add up (equation 7):
 #     1 / var = 1 / prior_var + 1 / like_var
 #     mean / var = prior_mean / prior_var + like_mean / like_var
-def posterior(xt, x, beta, abar_u):
-    """Return the mean, (B, D), and the variance, a number, of q(x_u | xt, x) (equation 7)."""
+def posterior(xt, x, beta, abar_u):  # the mean, (B, D), and the variance of q(x_u | xt, x)
     prior_mean = abar_u.sqrt() * x  # equation 4 at time u
     prior_var = 1 - abar_u  # 0 if u = 0, so we multiply the equations by prior_var * like_var
-    like_mean = xt / (1 - beta).sqrt()  # the step from u to t, solved for x_u
+    like_mean = xt / (1 - beta).sqrt()  # xt = sqrt(1 - beta) x_u + sqrt(beta) z, solved for x_u
     like_var = beta / (1 - beta)
     mean = (like_var * prior_mean + prior_var * like_mean) / (prior_var + like_var)
     return mean, prior_var * like_var / (prior_var + like_var)
 
-# --- One step back from xt alone. We replace x by x_hat = E[x | xt], which the net estimates. As
-# the posterior mean is linear in x, this gives E[x_u | xt]. We add Gaussian noise to it, which is
-# nearly right if the step is short. By the law of total variance, this noise has two parts:
+# --- One step back from xt alone. We replace x by E[x | xt], which the net estimates. The variance
+# is larger than the posterior's, beta-tilde, because x is uncertain (law of total variance):
 #     var(x_u | xt) = beta_tilde + c^2 var(x | xt),  c: the factor of x in the posterior mean
-# - beta-tilde, the posterior's variance, is exact if x is known, because var(x | xt) is 0 then.
-# - beta is exact for data N(0, I). Then x_u and xt are N(0, I), too, and their covariance is
-#   sqrt(1 - beta), so that var(x_u | xt) = 1 - covariance^2 = beta.
-# - zero leaves out both parts, so the samples shrink in every step and end in one small spot.
-#   DDIM (lesson 07) adds no noise and works, because it keeps the predicted noise instead.
+# For data N(0, I), it is beta, because x_u and xt are N(0, I) with covariance sqrt(1 - beta).
 @torch.no_grad()
-def sample(net, xt, abar, num_steps, variance):
-    """Turn noise xt, (B, D), into samples (algorithm 2). Each step is one forward pass of net."""
+def sample(net, xt, abar, num_steps, variance):  # algorithm 2, from noise xt, (B, D)
     T = len(abar) - 1
     assert 1 <= num_steps <= T, f"num_steps must be 1 to {T}, not {num_steps}"
     times = torch.linspace(T, 0, num_steps + 1).round().int().tolist()  # T, ..., 0
@@ -95,9 +86,9 @@ def sample(net, xt, abar, num_steps, variance):
         eps_hat = net(nn.functional.pad(xt, (0, 1), value=t / T))  # t / T is the last column
         x_hat = (xt - (1 - abar[t]).sqrt() * eps_hat) / abar[t].sqrt()  # equation 4, solved for x
         beta = 1 - abar[t] / abar[u]  # equal to beta_t if u is t - 1
-        mean, beta_tilde = posterior(xt, x_hat, beta, abar[u])
+        mean, beta_tilde = posterior(xt, x_hat, beta, abar[u])  # E[x_u | xt], as it is linear in x
         var = {"beta-tilde": beta_tilde, "beta": beta, "zero": 0 * beta}[variance]
-        xt = mean + var.sqrt() * torch.randn_like(xt)
+        xt = mean + var.sqrt() * torch.randn_like(xt)  # Gaussian: nearly right if the step is short
     return mean  # x_hat, the mean of all data that xt may come from: the last step must be short
 
 def energy_distance(x, y):
@@ -109,33 +100,42 @@ def energy_distance(x, y):
 net = train(ABAR, args.iters)
 noise, real = torch.randn(2000, 2), two_moons(2000)
 limit = energy_distance(noise, real)
-settings = [(100, args.var), (1000, "beta"), (10, "beta"), (10, "beta-tilde")]
-hundred, thousand, ten_beta, ten_tilde = [
-    energy_distance(sample(net, noise, ABAR, *setting), real) for setting in settings]
+hundred, thousand, ten_beta, ten_tilde = [energy_distance(sample(net, noise, ABAR, *how), real)
+    for how in [(100, args.var), (1000, "beta"), (10, "beta"), (10, "beta-tilde")]]
 
-fig, axes = plt.subplots(3, 3, figsize=(12, 8), layout="constrained")
+# --- The figure. On top: one step back from xt = -1 for x = 2, beta = 0.36, and abar_u = 0.49.
+fig, panels = plt.subplot_mosaic("sss;abc;def;ghi", figsize=(10.5, 9), layout="constrained")
+step, x_u = panels["s"], torch.linspace(-3, 4, 351)
+for style, mean, var in [("k--", 1.4, 0.51),  # prior_mean, prior_var, then like_mean, like_var
+        ("k:", -1.25, 0.5625), ("tab:blue", *posterior(-1, 2, *torch.tensor([0.36, 0.49])))]:
+    density = torch.distributions.Normal(mean, var**0.5).log_prob(x_u).exp()
+    step.plot(x_u, density, style)
+step.fill(x_u, density, "lightblue")
+step.text(2, 0.47, "prior $q(x_u|x)$:\nx after u noise steps")
+step.text(-3.2, 0.47, "likelihood $q(x_t|x_u)$:\none step adds variance beta")
+step.text(-0.22, 0.24, "posterior\n$q(x_u|x_t,x)$:\nvariance\nbeta-tilde")
+step.set(xticks=[-1, 2], xticklabels=["$x_t$", "$x$"], yticks=[])
+step.set_title("One step back to $x_u$, if x is known: prior times likelihood gives the posterior")
 def draw(row, steps):
-    for ax, variance in zip(row, VARIANCES):
-        path = []  # of one sample, from noise to its end
-        samples = sample(lambda x: path.append(x[1, :2]) or net(x), noise, ABAR, steps, variance)
+    for name, variance in zip(row, VARIANCES):
+        ax, samples = panels[name], sample(net, noise, ABAR, steps, variance)
         gap = energy_distance(samples, real) / limit
-        label = f"{steps} steps: variance {samples.var(0).mean():.0%}, distance {max(gap, 0):.0%}"
         ax.clear()
         ax.plot(*real.T, "o", color="0.85")
         ax.plot(*samples.T, ".", color="tab:blue" if gap < 1 else "tab:red", ms=2)
-        ax.plot(*torch.stack([*path, samples[1]]).T, "ko-", mfc="w", markevery=[0], lw=0.5)
-        ax.set(xticks=[], yticks=[], xlim=[-3, 3], ylim=[-1.7, 1.7], aspect="equal", xlabel=label)
+        ax.set(xticks=[], yticks=[], xlim=[-3, 3], ylim=[-1.7, 1.7], aspect="equal")
+        ax.set_xlabel(f"{steps} steps: distance {max(gap, 0):.2f}")
 
-for row, num_steps in zip(axes, [3, 10, 100]):
-    draw(row, num_steps)
-axes[0, 0].set_title("zero: no noise, so a few steps\nshrink all samples to one spot")
-axes[0, 1].set_title("beta-tilde: as if x were known,\ntoo little noise in long steps")
-axes[0, 2].set_title("beta: as if data were N(0, I),\nthe most noise of the three")
-fig.suptitle("A step back needs noise. In long steps, its amount matters.\nVariance of samples in "
-             "% of the data's, their distance to the data in % of the noise's (red: over 100%).\n"
-             f"Gray: data. Black: one sample's way from noise (circle). C1 tests {args.var}")
-slider = plt.Slider(plt.axes([.87, .97, .1, .02]), "last row steps", 1, 100, valinit=100, valstep=1)
-slider.on_changed(lambda num_steps: draw(axes[2], int(num_steps)))
+draw("abc", 3)
+draw("def", 10)
+draw("ghi", 100)
+panels["a"].set_title("zero: no noise, so all samples\nshrink to one spot")
+panels["b"].set_title("beta-tilde: as if x were known,\ntoo little noise in long steps")
+panels["c"].set_title("beta: as if data were N(0, I),\nthe most noise of the three")
+fig.suptitle("A step back needs noise, and in long steps its amount matters", size=16)
+fig.supxlabel(f"Gray: data. Distance to the data, noise: 1 (red: over 1). C1 tests {args.var}.\n ")
+slider = plt.Slider(plt.axes([.4, 0, .3, .02]), "last row steps", 1, 100, valinit=100, valstep=1)
+slider.on_changed(lambda num_steps: draw("ghi", int(num_steps)))
 fig.savefig("04_ancestral.png", dpi=120)
 
 def claim(name, sentence, value, sign, bound):
