@@ -115,8 +115,8 @@ def elbo_gain(net, x_0):  # data (n * T, D); returns the nats gained at t = 1, .
 fig, (top, low) = plt.subplots(2, figsize=(10, 7.5), layout="constrained")
 steps = range(1, T + 1)
 top.loglog(steps, WEIGHT / WEIGHT.mean(), steps, [1] * T, "C0--")
-top.text(20, 8, "solid: the ELBO, in proportion to w_t\ndashed: L_simple, all t alike")
-top.set(title="The ELBO weighs errors most at small t. L_simple drops the weights", ylabel="weight")
+top.text(20, 8, "solid: the ELBO, in proportion to w_t\ndashed: L_simple drops the weights")
+top.set(title="The ELBO weighs errors most at small t", ylabel="weight of |eps - eps_hat|^2")
 gains = []
 for target, loss in [(args.predict, "L_simple"), (args.predict, "ELBO"), ("mean", "ELBO")]:
     torch.manual_seed(args.seed)  # the same start and noise for every net
@@ -129,7 +129,7 @@ low.axhline(c="k")
 low.axhline(1.26, c="0.5", ls=":")  # mean log p_data over log N(0, I): no model has a higher mean
 low.text(1, -2.9, "dotted: the most one can gain, 1.26\nred: a curve that ends below N(0, I)")
 low.set(title="Predicting the mean divides errors by c_t, which makes them 50 to 160 times larger")
-low.set(xlabel="t\n\n", ylabel="nats the ELBO gains over N(0, I), steps 1 to t", ylim=(-3, 1.5))
+low.set(xlabel="t\n\n", ylabel="nats gained over N(0, I), steps 1 to t", ylim=(-3, 1.5))
 def draw(error):  # of each coordinate of the mean; by (12), it costs 2 error^2 / (2 beta_t) nats
     for curve, label, gain in zip(low.lines, low.texts, gains):
         nats = (gain - error**2 / BETA[1:]).cumsum(0)  # (T,)
