@@ -73,10 +73,13 @@ def posterior(xt, x, beta, abar_u):  # the mean, (B, D), and the variance of q(x
     mean = (like_var * prior_mean + prior_var * like_mean) / (prior_var + like_var)
     return mean, prior_var * like_var / (prior_var + like_var)
 
-# --- One step back from xt alone. We replace x by E[x | xt], which the net estimates. The variance
-# is larger than the posterior's, beta-tilde, because x is uncertain (law of total variance):
+# --- One step back from xt alone. We replace x by E[x | xt], which the net estimates. This gives
+# E[x_u | xt], as the posterior mean is linear in x. By the law of total variance, we should add
 #     var(x_u | xt) = beta_tilde + c^2 var(x | xt),  c: the factor of x in the posterior mean
-# For data N(0, I), it is beta, because x_u and xt are N(0, I) with covariance sqrt(1 - beta).
+# - beta-tilde, the posterior's variance, is exact if x is known, because var(x | xt) is 0 then.
+# - beta is exact for data N(0, I). Then x_u and xt are N(0, I), too, and their covariance is
+#   sqrt(1 - beta), so that var(x_u | xt) = 1 - covariance^2 = beta.
+# - zero leaves out both parts, so the samples shrink in every step and end in one small spot.
 @torch.no_grad()
 def sample(net, xt, abar, num_steps, variance):  # algorithm 2, from noise xt, (B, D)
     T = len(abar) - 1
@@ -86,7 +89,7 @@ def sample(net, xt, abar, num_steps, variance):  # algorithm 2, from noise xt, (
         eps_hat = net(nn.functional.pad(xt, (0, 1), value=t / T))  # t / T is the last column
         x_hat = (xt - (1 - abar[t]).sqrt() * eps_hat) / abar[t].sqrt()  # equation 4, solved for x
         beta = 1 - abar[t] / abar[u]  # equal to beta_t if u is t - 1
-        mean, beta_tilde = posterior(xt, x_hat, beta, abar[u])  # E[x_u | xt], as it is linear in x
+        mean, beta_tilde = posterior(xt, x_hat, beta, abar[u])
         var = {"beta-tilde": beta_tilde, "beta": beta, "zero": 0 * beta}[variance]
         xt = mean + var.sqrt() * torch.randn_like(xt)  # Gaussian: nearly right if the step is short
     return mean  # x_hat, the mean of all data that xt may come from: the last step must be short
@@ -108,13 +111,10 @@ fig, panels = plt.subplot_mosaic("sss;abc;def;ghi", figsize=(10.5, 9), layout="c
 step, x_u = panels["s"], torch.linspace(-3, 4, 351)
 for style, mean, var in [("k--", 1.4, 0.51),  # prior_mean, prior_var, then like_mean, like_var
         ("k:", -1.25, 0.5625), ("tab:blue", *posterior(-1, 2, *torch.tensor([0.36, 0.49])))]:
-    density = torch.distributions.Normal(mean, var**0.5).log_prob(x_u).exp()
-    step.plot(x_u, density, style)
-step.fill(x_u, density, "lightblue")
-step.text(2, 0.47, "prior $q(x_u|x)$:\nx after u noise steps")
-step.text(-3.2, 0.47, "likelihood $q(x_t|x_u)$:\none step adds variance beta")
-step.text(-0.22, 0.24, "posterior\n$q(x_u|x_t,x)$:\nvariance\nbeta-tilde")
-step.set(xticks=[-1, 2], xticklabels=["$x_t$", "$x$"], yticks=[])
+    step.plot(x_u, torch.distributions.Normal(mean, var**0.5).log_prob(x_u).exp(), style)
+step.legend(["prior $q(x_u|x)$", "likelihood $q(x_t|x_u)$",
+             "posterior $q(x_u|x_t,x)$, of variance beta-tilde"])
+step.set_xticks([-1, 2], ["$x_t$", "$x$"])
 step.set_title("One step back to $x_u$, if x is known: prior times likelihood gives the posterior")
 def draw(row, steps):
     for name, variance in zip(row, VARIANCES):
@@ -132,7 +132,7 @@ draw("ghi", 100)
 panels["a"].set_title("zero: no noise, so all samples\nshrink to one spot")
 panels["b"].set_title("beta-tilde: as if x were known,\ntoo little noise in long steps")
 panels["c"].set_title("beta: as if data were N(0, I),\nthe most noise of the three")
-fig.suptitle("A step back needs noise, and in long steps its amount matters", size=16)
+fig.suptitle("A step back needs noise, and in long steps its amount matters")
 fig.supxlabel(f"Gray: data. Distance to the data, noise: 1 (red: over 1). C1 tests {args.var}.\n ")
 slider = plt.Slider(plt.axes([.4, 0, .3, .02]), "last row steps", 1, 100, valinit=100, valstep=1)
 slider.on_changed(lambda num_steps: draw("ghi", int(num_steps)))

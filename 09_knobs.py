@@ -6,7 +6,7 @@
 
 A flow leaves these five choices open. On two moons, we see what each does to errors or samples.
 
-RUN    python 09_knobs.py                (5 seconds; move the slider, or try --t-scale 1000)
+RUN    python 09_knobs.py                (7 seconds; the slider sets the guidance w)
 BREAK  python 09_knobs.py --target eps   (C1 fails: errors blow up near noise, so linear wins)
 PAPER  arXiv 2102.09672, equation 17 (schedule); 2202.00512 (targets); 2207.12598 (guidance)"""
 import argparse
@@ -17,7 +17,6 @@ from torch import nn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--target", choices=["v", "eps", "x0"], default="v", help="(default: v)")
-parser.add_argument("--t-scale", type=int, choices=[1, 1000], default=1, help="of t (default: 1)")
 parser.add_argument("--iters", type=int, default=600, help="of training (default: %(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
@@ -34,13 +33,12 @@ y = 1 - 2 * torch.randint(2, angle.shape)  # label 1 is the upper moon, -1 is th
 x = y * upper  # the lower moon is the upper one, turned by 180 degrees
 y[torch.rand(3200) < 0.2] *= -1  # a fifth is wrong, so guidance (knob 5) has something to repair
 
-# --- Knob 1, the target: v, eps, or x0 (the data x). Points xt = a * x + s * eps, with a = sin(t)
-# and s = cos(t), move from noise (t = 0) to data (t = pi / 2), with velocity v = s * x - a * eps.
-# By squared error, nets learn the mean target at xt. Noise that moves with the mean v becomes data,
-# as only v decides how many points cross a boundary (lesson 05). These linear steps hold for means:
+# --- Knob 1, the target. Points xt = a * x + s * eps, with a = sin(t) and s = cos(t), move from
+# noise (t = 0) to data (t = pi / 2). Their velocity is v = s * x - a * eps. Samples follow its mean
+# (lesson 05). A net learns the mean of v, eps, or x0 (the data x). Linear steps lead back to v:
 #     s * xt - eps = s * a * x + (s^2 - 1) * eps = a * (s * x - a * eps) = a * v     (a^2 + s^2 = 1)
 #     x - a * xt   = (1 - a^2) * x - a * s * eps = s * (s * x - a * eps) = s * v
-def convert_to_v(net, target, t_scale):  # returns v(xt, t, y) for a number t
+def convert_to_v(net, target, t_scale):  # returns v(xt, t, y); t_scale is knob 2
     def v(xt, t, y):
         out = net(torch.hstack([xt, t_scale * t.expand_as(y), y]))  # (B, 2)
         a, s = t.sin().clamp(0.02), t.cos().clamp(0.02)  # never divide by 0
@@ -67,8 +65,8 @@ def train(x, y, target, t_scale, iters, width=64, batch_size=1024, lr=0.03):
         loss.backward()
         optimizer.step()
         if i % 100 == 0:
-            print(f"iteration {i} of {iters}: loss {loss:.4f}")
-    return net
+            print(f"iteration {i} of {iters}: loss {loss:.4f} (t_scale {t_scale})")
+    return net.requires_grad_(False)  # frozen
 
 # --- Knob 3, the schedule: at which times we evaluate v. DDPM's linear schedule makes short steps
 # near noise and long ones near data. The cosine schedule makes equal steps, and errs less.
@@ -81,8 +79,7 @@ def linear_times(num_steps):
 def cosine_times(num_steps):  # --target eps errs near noise, where its steps are longer: C1 fails
     return torch.linspace(0, torch.pi / 2, num_steps + 1)  # a = sin(t) = cos(pi / 2 - t)
 
-# --- Knob 4, the solver. Euler (order 1) moves with the velocity at its start. Heun (order 2)
-# averages it with the velocity at Euler's end, and errs less at equal NFE (number of evaluations).
+# --- Knob 4, the solver. Euler follows the velocity at its start, Heun the mean of start and end.
 def sample(net, xt, y, times, order=2):  # any net(xt, t, y) that returns v turns noise into data
     for t, h in zip(times, times.diff()):  # from t to t + h
         v = net(xt, t, y)
@@ -103,40 +100,43 @@ def guide(net, w):  # returns net(xt, t, y) with classifier-free guidance w; y =
         return null + w * (net(xt, t, y) - null)
     return guided
 
-net = train(x, y, args.target, args.t_scale, args.iters).requires_grad_(False)
-v = convert_to_v(net, args.target, args.t_scale)
+net = train(x, y, args.target, 1, args.iters)
+v = convert_to_v(net, args.target, 1)
 noise, label = torch.randn(2000, 2), torch.ones(2000, 1)  # we ask for the upper moon
 exact = sample(v, noise, label, cosine_times(50))  # many steps, so nearly exact
 error = lambda *settings: (sample(v, noise, label, *settings) - exact).norm(dim=1).mean()
-linear = error(linear_times(16), 1)
+linear = error(linear_times(16), 1)  # NFE, the number of evaluations of v, is 16
 cosine = error(cosine_times(16), 1)
-heun = error(cosine_times(8))  # order 2, so 16 evaluations, too
-samples = torch.stack([sample(guide(v, w), noise, label, cosine_times(20)) for w in range(9)])
-far = torch.cdist(samples, upper).amin(2) > 0.1  # (9, 2000), not on the upper moon
-off = far.sum(1) / 2000  # (9,), their share: at w = 1, about a fifth, like the wrong labels
+heun = error(cosine_times(8))  # twice in each of 8 steps, so NFE is 16, too
+net_1000 = train(x, y, args.target, 1000, args.iters)
+nets = [guide(v, w) for w in range(9)] + [convert_to_v(net_1000, args.target, 1000)]
+samples = torch.stack([sample(net, noise, label, cosine_times(20)) for net in nets])
+far = torch.cdist(samples, upper).amin(2) > 0.1  # (10, 2000), not on the upper moon
+off = far.sum(1) / 2000  # (10,), their share: at w = 1, about a fifth, like the wrong labels
 
-fig, (dots, (factor, steps, bars)) = plt.subplots(2, 3, figsize=(12, 8), layout="constrained")
+fig, ((factor, blob, bars), dots) = plt.subplots(2, 3, figsize=(12, 8), layout="constrained")
 t = torch.linspace(0.02, 1.55, 100)
-factor.semilogy(t, 1 / t.sin(), t, 1 / t.cos(), t, t**0)  # convert_to_v divides errors by a or s
+factor.semilogy(t, 1 / t.sin(), "C1", t, 1 / t.cos(), "C2", t, t**0, "k")  # as in convert_to_v
 factor.legend(["eps: 1 / a (a: share of data)", "x0: 1 / s (s: share of noise)", "v: 1"])
-factor.set(title="Target: predicting eps errs near noise,\npredicting x0 errs near data",
+factor.set(title="Knob 1, target: predicting eps errs near\nnoise, predicting x0 errs near data",
            xlabel="t, from noise (0) to data (1.57)", ylabel="error of v / error of the net")
-steps.eventplot([linear_times(16), cosine_times(16)])
-steps.set_title(f"Schedule: cosine steps in t err\n{cosine / linear:.0%} as much as linear ones")
-steps.set_yticks([0, 1], ["linear", "cosine"])
-bars.bar(["Euler, linear", "Euler, cosine", "Heun, cosine"], [linear, cosine, heun])
-bars.set_title(f"Solver: at 16 evaluations, Heun has\n{heun / cosine:.0%} of Euler's sample error")
+bars.bar(["Euler, linear", "Euler, cosine", "Heun, cosine"], [linear, cosine, heun], color="C4")
+bars.set_title(f"Knob 3: cosine errs {cosine / linear:.0%} as much as linear\n"
+               f"Knob 4: Heun errs {heun / cosine:.0%} as much as Euler")
+bars.set(xlabel="solver and schedule (16 NFE)", ylabel="error: distance to exact ends")
 
 def draw(value):  # a large w drives samples too far from the other moon, and amplifies net errors
-    for ax, w in zip(dots, [1, value, 8]):
+    for ax, i in zip([blob, *dots], [9, 1, int(value), 8]):
         ax.clear()
-        ax.plot(*x.T, "0.8", *samples[w].T, "C0", *samples[w, far[w]].T, "r", marker=".", ls="")
-        ax.set_title(f"Guidance w = {w}: {off[w]:.0%} miss")
+        ax.plot(*x.T, "0.8", *samples[i].T, "C0", *samples[i, far[i]].T, "r", marker=".", ls="")
+        ax.set_title(f"Knob 5, guidance w = {i}: {off[i]:.0%} miss")
         ax.axis([-4, 3, -3, 2.5])
+        ax.set(aspect=1, xticks=[], yticks=[], xlabel="\n")  # an empty label: room for the slider
+    blob.set_title(f"Knob 2, t_scale: for input 1000 * t,\n{off[9]:.0%} miss ({off[1]:.0%} for t)")
     ax.legend(["data", "samples on the upper moon", "misses: over 0.1 from it"])
-slider = plt.Slider(plt.axes([0.43, 0.57, 0.19, 0.03]), "w", 0, 8, valstep=1)
-slider.on_changed(lambda w: draw(int(w)))
-slider.set_val(2)
+slider = plt.Slider(plt.axes([0.39, 0.01, 0.25, 0.03]), "w", 0, 8, valinit=2, valstep=1)
+slider.on_changed(draw)
+draw(2)
 fig.savefig("09_knobs.png")
 
 def claim(name, sentence, value, sign, bound):
