@@ -17,7 +17,7 @@ from torch import nn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--target", choices=["v", "eps", "x0"], default="v", help="(default: v)")
-parser.add_argument("--iters", type=int, default=600, help="of training (default: %(default)s)")
+parser.add_argument("--iters", type=int, default=600, help="training iterations (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
 if not (1 <= args.iters <= 10**6 and 0 <= args.seed < 2**32):
@@ -34,8 +34,8 @@ x = y * upper  # the lower moon is the upper one, turned by 180 degrees
 y[torch.rand(3200) < 0.2] *= -1  # a fifth is wrong, so guidance (knob 5) has something to repair
 
 # --- Knob 1, the target. Points xt = a * x + s * eps, with a = sin(t) and s = cos(t), move from
-# noise (t = 0) to data (t = pi / 2). Their velocity is v = s * x - a * eps. Samples follow its mean
-# (lesson 05). A net learns the mean of v, eps, or x0 (the data x). Linear steps lead back to v:
+# noise (t = 0) to data (t = pi / 2) at velocity v = s * x - a * eps. Samples follow its mean at xt
+# (lesson 05). A net may learn the mean of v, eps, or x0 (the data x). For means, too, we have:
 #     s * xt - eps = s * a * x + (s^2 - 1) * eps = a * (s * x - a * eps) = a * v     (a^2 + s^2 = 1)
 #     x - a * xt   = (1 - a^2) * x - a * s * eps = s * (s * x - a * eps) = s * v
 def convert_to_v(net, target, t_scale):  # returns v(xt, t, y); t_scale is knob 2
@@ -46,7 +46,7 @@ def convert_to_v(net, target, t_scale):  # returns v(xt, t, y); t_scale is knob 
     return v
 
 # --- Knob 2, t_scale: how the net reads time. DiT, a transformer, embeds t by sines that are made
-# for DDPM's t = 1 to 1000, so flow models feed it 1000 * t. Without sines, such numbers drown xt.
+# for DDPM's t = 1 to 1000, so flow models feed it 1000 * t. Our MLP has no sines. It fails.
 def train(x, y, target, t_scale, iters, width=64, batch_size=1024, lr=0.03):
     net = nn.Sequential(nn.Linear(4, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
                         nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2))
@@ -69,7 +69,7 @@ def train(x, y, target, t_scale, iters, width=64, batch_size=1024, lr=0.03):
     return net.requires_grad_(False)  # frozen
 
 # --- Knob 3, the schedule: at which times we evaluate v. DDPM's linear schedule makes short steps
-# near noise and long ones near data. The cosine schedule makes equal steps, and errs less.
+# near noise and long ones near data. The cosine schedule spaces t evenly, and errs less here.
 def linear_times(num_steps):
     beta = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])  # as in lesson 02
     a = (1 - beta).cumprod(0).sqrt()  # (1001,), from 1 at data to almost 0 at noise
@@ -79,12 +79,12 @@ def linear_times(num_steps):
 def cosine_times(num_steps):  # --target eps errs near noise, where its steps are longer: C1 fails
     return torch.linspace(0, torch.pi / 2, num_steps + 1)  # a = sin(t) = cos(pi / 2 - t)
 
-# --- Knob 4, the solver. Euler follows the velocity at its start, Heun the mean of start and end.
-def sample(net, xt, y, times, order=2):  # any net(xt, t, y) that returns v turns noise into data
+# --- Knob 4, the solver: how a step uses v. NFE is the number of evaluations of v, Heun needs two.
+def sample(velocity, xt, y, times, order=2):  # turns noise xt into data, by any velocity(xt, t, y)
     for t, h in zip(times, times.diff()):  # from t to t + h
-        v = net(xt, t, y)
+        v = velocity(xt, t, y)  # Euler (order 1) moves with the velocity at its start
         if order == 2:  # reaches t = pi / 2, where --target x0 divides by 0.02: C2 fails
-            v = (v + net(xt + h * v, t + h, y)) / 2
+            v = (v + velocity(xt + h * v, t + h, y)) / 2  # Heun: mean of start, Euler's end
         xt = xt + h * v
     return xt
 
@@ -94,45 +94,44 @@ def sample(net, xt, y, times, order=2):  # any net(xt, t, y) that returns v turn
 #     score        = a * v / s - xt                       (by knob 1, -eps = a * v - s * xt)
 #     guided score = (1 - w) * null score + w * score     (null means without a label)
 #     guided v     = (1 - w) * null v + w * v             (-xt stays, as 1 - w and w add up to 1)
-def guide(net, w):  # returns net(xt, t, y) with classifier-free guidance w; y = 0 is no label
+def guide(velocity, w):  # adds classifier-free guidance to velocity(xt, t, y); y = 0 is no label
     def guided(xt, t, y):
-        null = net(xt, t, 0 * y)
-        return null + w * (net(xt, t, y) - null)
+        null = velocity(xt, t, 0 * y)
+        return null + w * (velocity(xt, t, y) - null)
     return guided
 
 net = train(x, y, args.target, 1, args.iters)
 v = convert_to_v(net, args.target, 1)
 noise, label = torch.randn(2000, 2), torch.ones(2000, 1)  # we ask for the upper moon
 exact = sample(v, noise, label, cosine_times(50))  # many steps, so nearly exact
-error = lambda *settings: (sample(v, noise, label, *settings) - exact).norm(dim=1).mean()
-linear = error(linear_times(16), 1)  # NFE, the number of evaluations of v, is 16
+error = lambda *how: (sample(v, noise, label, *how) - exact).norm(dim=1).mean()
+linear = error(linear_times(16), 1)  # order 1, so 16 NFE
 cosine = error(cosine_times(16), 1)
-heun = error(cosine_times(8))  # twice in each of 8 steps, so NFE is 16, too
+heun = error(cosine_times(8), 2)  # order 2, so 16 NFE, too
 net_1000 = train(x, y, args.target, 1000, args.iters)
-nets = [guide(v, w) for w in range(9)] + [convert_to_v(net_1000, args.target, 1000)]
-samples = torch.stack([sample(net, noise, label, cosine_times(20)) for net in nets])
-far = torch.cdist(samples, upper).amin(2) > 0.1  # (10, 2000), not on the upper moon
-off = far.sum(1) / 2000  # (10,), their share: at w = 1, about a fifth, like the wrong labels
+velocities = {"Knob 2, t_scale = 1000, w = 1": convert_to_v(net_1000, args.target, 1000)}
+velocities |= {f"Knob 5, guidance w = {w}": guide(v, w) for w in range(9)}
+samples = {knob: sample(u, noise, label, cosine_times(20)) for knob, u in velocities.items()}
+misses = {knob: s[torch.cdist(s, upper).amin(1) > 0.1] for knob, s in samples.items()}
 
 fig, ((factor, blob, bars), dots) = plt.subplots(2, 3, figsize=(12, 8), layout="constrained")
 t = torch.linspace(0.02, 1.55, 100)
-factor.semilogy(t, 1 / t.sin(), "C1", t, 1 / t.cos(), "C2", t, t**0, "k")  # as in convert_to_v
-factor.legend(["eps: 1 / a (a: share of data)", "x0: 1 / s (s: share of noise)", "v: 1"])
-factor.set(title="Knob 1, target: predicting eps errs near\nnoise, predicting x0 errs near data",
+factor.semilogy(t, 1 / t.sin(), "C1", t, 1 / t.cos(), "C2")  # as convert_to_v divides
+factor.legend(["eps: 1 / a (a: share of data)", "x0: 1 / s (s: share of noise)"])
+factor.set(title="Knob 1, target: predicting eps errs near\nnoise, and x0 near data (v: always 1)",
            xlabel="t, from noise (0) to data (1.57)", ylabel="error of v / error of the net")
-bars.bar(["Euler, linear", "Euler, cosine", "Heun, cosine"], [linear, cosine, heun], color="C4")
+bars.bar(["Euler, linear", "Euler, cosine", "Heun, cosine"], [linear, cosine, heun])
 bars.set_title(f"Knob 3: cosine errs {cosine / linear:.0%} as much as linear\n"
                f"Knob 4: Heun errs {heun / cosine:.0%} as much as Euler")
 bars.set(xlabel="solver and schedule (16 NFE)", ylabel="error: distance to exact ends")
 
-def draw(value):  # a large w drives samples too far from the other moon, and amplifies net errors
-    for ax, i in zip([blob, *dots], [9, 1, int(value), 8]):
+def draw(w):  # a large w drives samples too far from the other moon, and amplifies net errors
+    knobs = ["Knob 2, t_scale = 1000, w = 1"] + [f"Knob 5, guidance w = {i:.0f}" for i in (1, w, 8)]
+    for ax, knob in zip([blob, *dots], knobs):
         ax.clear()
-        ax.plot(*x.T, "0.8", *samples[i].T, "C0", *samples[i, far[i]].T, "r", marker=".", ls="")
-        ax.set_title(f"Knob 5, guidance w = {i}: {off[i]:.0%} miss")
+        ax.plot(*x.T, "0.8", *samples[knob].T, "C0", *misses[knob].T, "r", marker=".", ls="")
         ax.axis([-4, 3, -3, 2.5])
-        ax.set(aspect=1, xticks=[], yticks=[], xlabel="\n")  # an empty label: room for the slider
-    blob.set_title(f"Knob 2, t_scale: for input 1000 * t,\n{off[9]:.0%} miss ({off[1]:.0%} for t)")
+        ax.set(title=f"{knob}: {len(misses[knob]) / 2000:.0%} miss", xticks=[], yticks=[], aspect=1)
     ax.legend(["data", "samples on the upper moon", "misses: over 0.1 from it"])
 slider = plt.Slider(plt.axes([0.39, 0.01, 0.25, 0.03]), "w", 0, 8, valinit=2, valstep=1)
 slider.on_changed(draw)
@@ -144,7 +143,8 @@ def claim(name, sentence, value, sign, bound):
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
 claim("C1", "Error of Euler at 16 NFE, cosine (bound: linear)", cosine, "<", linear)
 claim("C2", "Error of Heun at 16 NFE, cosine (bound: Euler)", heun, "<", cosine)
-claim("C3", "Share off the moon, w = 2 (bound: share of wrong labels)", off[2], "<", 0.2)
+share = len(misses["Knob 5, guidance w = 2"]) / 2000
+claim("C3", "Share off the moon, w = 2 (bound: share of wrong labels)", share, "<", 0.2)
 print("figure: 09_knobs.png")
 if plt.get_backend().lower() != "agg":  # there is no window to show without a display
     plt.show()
