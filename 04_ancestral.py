@@ -18,7 +18,7 @@ from torch import nn
 
 VARIANCES = ["zero", "beta-tilde", "beta"]  # of the noise that a step back adds
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-parser.add_argument("--var", choices=VARIANCES, default="beta", help="of C1 (default: %(default)s)")
+parser.add_argument("--var", choices=VARIANCES, default="beta", help="noise of C1 (%(default)s)")
 parser.add_argument("--iters", type=int, default=800, help="of training (default: %(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
@@ -73,13 +73,13 @@ def posterior(xt, x, beta, abar_u):  # the mean, (B, D), and the variance of q(x
     mean = (like_var * prior_mean + prior_var * like_mean) / (prior_var + like_var)
     return mean, prior_var * like_var / (prior_var + like_var)
 
-# --- One step back from xt alone. We replace x by E[x | xt], which the net estimates. This gives
-# E[x_u | xt], as the posterior mean is linear in x. By the law of total variance, we should add
+# --- One step back from xt alone. As the posterior mean is linear in x, replacing x by the net's
+# E[x | xt] gives E[x_u | xt]. By the law of total variance, the variance has two parts:
 #     var(x_u | xt) = beta_tilde + c^2 var(x | xt),  c: the factor of x in the posterior mean
-# - beta-tilde, the posterior's variance, is exact if x is known, because var(x | xt) is 0 then.
+# - beta-tilde, the posterior's variance, is exact if all data are one point: var(x | xt) is 0 then.
 # - beta is exact for data N(0, I). Then x_u and xt are N(0, I), too, and their covariance is
 #   sqrt(1 - beta), so that var(x_u | xt) = 1 - covariance^2 = beta.
-# - zero leaves out both parts, so the samples shrink in every step and end in one small spot.
+# - zero adds none. For data N(0, I), xt becomes sqrt(1 - beta) xt, so that all samples shrink to 0.
 @torch.no_grad()
 def sample(net, xt, abar, num_steps, variance):  # algorithm 2, from noise xt, (B, D)
     T = len(abar) - 1
@@ -91,8 +91,8 @@ def sample(net, xt, abar, num_steps, variance):  # algorithm 2, from noise xt, (
         beta = 1 - abar[t] / abar[u]  # equal to beta_t if u is t - 1
         mean, beta_tilde = posterior(xt, x_hat, beta, abar[u])
         var = {"beta-tilde": beta_tilde, "beta": beta, "zero": 0 * beta}[variance]
-        xt = mean + var.sqrt() * torch.randn_like(xt)  # Gaussian: nearly right if the step is short
-    return mean  # at u = 0, x_hat, the mean of all x that may lead to xt: end with a short step
+        xt = mean + var.sqrt() * torch.randn_like(xt)  # Gaussian, nearly right in short steps
+    return mean  # at u = 0, x_hat: an average of all x that fit xt, blurred after a long last step
 
 def energy_distance(x, y):
     """Return the energy distance of samples x and y, (n, D) each (Szekely and Rizzo 2013).
@@ -108,7 +108,7 @@ hundred, thousand, ten_beta, ten_tilde = [energy_distance(sample(net, noise, ABA
 
 # --- The figure. On top: one step back from xt = -1 for x = 2, beta = 0.36, and abar_u = 0.49.
 fig, panels = plt.subplot_mosaic("sss;abc;def;ghi", figsize=(10.5, 9), layout="constrained")
-step, x_u = panels["s"], torch.linspace(-3, 4, 351)
+step, x_u = panels["s"], torch.linspace(-3, 7, 501)
 for style, mean, var in [("k--", 1.4, 0.51),  # prior_mean, prior_var, then like_mean, like_var
         ("k:", -1.25, 0.5625), ("tab:blue", *posterior(-1, 2, *torch.tensor([0.36, 0.49])))]:
     step.plot(x_u, torch.distributions.Normal(mean, var**0.5).log_prob(x_u).exp(), style)
@@ -121,7 +121,7 @@ def draw(row, steps):
         ax, samples = panels[name], sample(net, noise, ABAR, steps, variance)
         gap = energy_distance(samples, real) / limit
         ax.clear()
-        ax.plot(*real.T, "o", color="0.85")
+        ax.plot(*real.T, ".", color="0.8")
         ax.plot(*samples.T, ".", color="tab:blue" if gap < 1 else "tab:red", ms=2)
         ax.set(xticks=[], yticks=[], xlim=[-3, 3], ylim=[-1.7, 1.7], aspect="equal")
         ax.set_xlabel(f"{steps} steps: distance {max(gap, 0):.2f}")
@@ -132,7 +132,7 @@ draw("ghi", 100)
 panels["a"].set_title("zero: no noise, so all samples\nshrink to one spot")
 panels["b"].set_title("beta-tilde: as if x were known,\ntoo little noise in long steps")
 panels["c"].set_title("beta: as if data were N(0, I),\nthe most noise of the three")
-fig.suptitle("A step back needs noise, and in long steps its amount matters")
+fig.suptitle("A step back needs noise, and in long steps its amount matters", size=16)
 fig.supxlabel(f"Gray: data. Distance: to data (noise has 1). Red: over 1. C1 tests {args.var}.\n ")
 slider = plt.Slider(plt.axes([.4, 0, .3, .02]), "last row steps", 1, 100, valinit=100, valstep=1)
 slider.on_changed(lambda num_steps: draw("ghi", int(num_steps)))

@@ -5,7 +5,6 @@
 """09 Practical knobs: prediction target, t_scale, noise schedule, solver order, and guidance.
 
 A flow leaves these five choices open. On two moons, we see what each does to errors or samples.
-
 RUN    python 09_knobs.py                (7 seconds; the slider sets the guidance w)
 BREAK  python 09_knobs.py --target eps   (C1 fails: errors blow up near noise, so linear wins)
 PAPER  arXiv 2102.09672, equation 17 (schedule); 2202.00512 (targets); 2207.12598 (guidance)"""
@@ -35,7 +34,7 @@ y[torch.rand(3200) < 0.2] *= -1  # a fifth is wrong, so guidance (knob 5) has so
 
 # --- Knob 1, the target. Points xt = a * x + s * eps, with a = sin(t) and s = cos(t), move from
 # noise (t = 0) to data (t = pi / 2) at velocity v = s * x - a * eps. Samples follow its mean at xt
-# (lesson 05). A net may learn the mean of v, eps, or x0 (the data x). For means, too, we have:
+# (lesson 05). By squared error, a net learns the mean of v, eps, or x0 (the data x). By linearity,
 #     s * xt - eps = s * a * x + (s^2 - 1) * eps = a * (s * x - a * eps) = a * v     (a^2 + s^2 = 1)
 #     x - a * xt   = (1 - a^2) * x - a * s * eps = s * (s * x - a * eps) = s * v
 def convert_to_v(net, target, t_scale):  # returns v(xt, t, y); t_scale is knob 2
@@ -46,7 +45,7 @@ def convert_to_v(net, target, t_scale):  # returns v(xt, t, y); t_scale is knob 
     return v
 
 # --- Knob 2, t_scale: how the net reads time. DiT, a transformer, embeds t by sines that are made
-# for DDPM's t = 1 to 1000, so flow models feed it 1000 * t. Our MLP has no sines. It fails.
+# for DDPM's t = 1 to 1000, so flow models feed it 1000 * t. Without sines, such numbers drown xt.
 def train(x, y, target, t_scale, iters, width=64, batch_size=1024, lr=0.03):
     net = nn.Sequential(nn.Linear(4, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
                         nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2))
@@ -76,14 +75,14 @@ def linear_times(num_steps):
     step = torch.linspace(1000, 0, num_steps + 1).round()  # from noise to data
     return a[step.long()].asin()  # t, because a = sin(t)
 
-def cosine_times(num_steps):  # --target eps errs near noise, where its steps are longer: C1 fails
+def cosine_times(num_steps):  # longer steps near noise, where --target eps errs: C1 fails
     return torch.linspace(0, torch.pi / 2, num_steps + 1)  # a = sin(t) = cos(pi / 2 - t)
 
 # --- Knob 4, the solver: how a step uses v. NFE is the number of evaluations of v, Heun needs two.
 def sample(velocity, xt, y, times, order=2):  # turns noise xt into data, by any velocity(xt, t, y)
     for t, h in zip(times, times.diff()):  # from t to t + h
         v = velocity(xt, t, y)  # Euler (order 1) moves with the velocity at its start
-        if order == 2:  # reaches t = pi / 2, where --target x0 divides by 0.02: C2 fails
+        if order == 2:  # at t = pi / 2, --target x0 divides by 0.02, so C2 fails
             v = (v + velocity(xt + h * v, t + h, y)) / 2  # Heun: mean of start, Euler's end
         xt = xt + h * v
     return xt
@@ -107,12 +106,12 @@ exact = sample(v, noise, label, cosine_times(50))  # many steps, so nearly exact
 error = lambda *how: (sample(v, noise, label, *how) - exact).norm(dim=1).mean()
 linear = error(linear_times(16), 1)  # order 1, so 16 NFE
 cosine = error(cosine_times(16), 1)
-heun = error(cosine_times(8), 2)  # order 2, so 16 NFE, too
+heun = error(cosine_times(8))  # order 2, so 16 NFE, too
 net_1000 = train(x, y, args.target, 1000, args.iters)
-velocities = {"Knob 2, t_scale = 1000, w = 1": convert_to_v(net_1000, args.target, 1000)}
-velocities |= {f"Knob 5, guidance w = {w}": guide(v, w) for w in range(9)}
-samples = {knob: sample(u, noise, label, cosine_times(20)) for knob, u in velocities.items()}
-misses = {knob: s[torch.cdist(s, upper).amin(1) > 0.1] for knob, s in samples.items()}
+v_1000 = convert_to_v(net_1000, args.target, 1000)
+at_1000 = sample(v_1000, noise, label, cosine_times(20))
+guided = [sample(guide(v, w), noise, label, cosine_times(20)) for w in range(9)]
+is_off = lambda samples: torch.cdist(samples, upper).amin(1) > 0.1  # (2000,), off the upper moon
 
 fig, ((factor, blob, bars), dots) = plt.subplots(2, 3, figsize=(12, 8), layout="constrained")
 t = torch.linspace(0.02, 1.55, 100)
@@ -126,12 +125,13 @@ bars.set_title(f"Knob 3: cosine errs {cosine / linear:.0%} as much as linear\n"
 bars.set(xlabel="solver and schedule (16 NFE)", ylabel="error: distance to exact ends")
 
 def draw(w):  # a large w drives samples too far from the other moon, and amplifies net errors
-    knobs = ["Knob 2, t_scale = 1000, w = 1"] + [f"Knob 5, guidance w = {i:.0f}" for i in (1, w, 8)]
-    for ax, knob in zip([blob, *dots], knobs):
+    titles = ["Knob 2, t_scale = 1000"] + [f"Knob 5, guidance w = {i:.0f}" for i in (1, w, 8)]
+    shown = at_1000, guided[1], guided[int(w)], guided[8]
+    for ax, title, s in zip([blob, *dots], titles, shown):
         ax.clear()
-        ax.plot(*x.T, "0.8", *samples[knob].T, "C0", *misses[knob].T, "r", marker=".", ls="")
+        ax.plot(*x.T, "0.8", *s.T, "C0", *s[is_off(s)].T, "r", marker=".", ls="")
         ax.axis([-4, 3, -3, 2.5])
-        ax.set(title=f"{knob}: {len(misses[knob]) / 2000:.0%} miss", xticks=[], yticks=[], aspect=1)
+        ax.set(title=f"{title}: {is_off(s).sum() / 2000:.0%} miss", xticks=[], yticks=[], aspect=1)
     ax.legend(["data", "samples on the upper moon", "misses: over 0.1 from it"])
 slider = plt.Slider(plt.axes([0.39, 0.01, 0.25, 0.03]), "w", 0, 8, valinit=2, valstep=1)
 slider.on_changed(draw)
@@ -143,7 +143,7 @@ def claim(name, sentence, value, sign, bound):
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
 claim("C1", "Error of Euler at 16 NFE, cosine (bound: linear)", cosine, "<", linear)
 claim("C2", "Error of Heun at 16 NFE, cosine (bound: Euler)", heun, "<", cosine)
-share = len(misses["Knob 5, guidance w = 2"]) / 2000
+share = is_off(guided[2]).sum() / 2000
 claim("C3", "Share off the moon, w = 2 (bound: share of wrong labels)", share, "<", 0.2)
 print("figure: 09_knobs.png")
 if plt.get_backend().lower() != "agg":  # there is no window to show without a display
