@@ -10,8 +10,7 @@ per forward pass. So it first writes down the cells on its way, as its thoughts.
 RUN    python 14_reasoning_gen.py                 (13 seconds; the buttons change its thoughts)
 BREAK  python 14_reasoning_gen.py --thoughts 0    (from 2 hops on, the net guesses, so C1 fails)
 PAPER  arXiv 2201.11903 (chain of thought), 2310.07923 (why it helps), 2405.09818 (Chameleon)"""
-import argparse
-import signal
+import argparse, signal
 import torch
 from matplotlib import pyplot as plt, widgets
 from torch import nn
@@ -112,13 +111,14 @@ written = generate(net, torch.hstack([tokens[:, :START_POSITION + 1], path[:, [3
 follows = (written[:, GOAL] == path[:, 7]).float().mean()  # 4 hops after path[3], the thought
 outputs["first is wrong"] = written, tokens
 
-for row, (written, right) in enumerate(outputs.values()):  # of task 1, all tokens after the start
-    for i in range(GOAL - min(row, 4), -1):  # < 0: from the end
-        color = "red" if written[1, i] != right[1, i] else "skyblue" if i < GOAL else "w"
-        strip.text(i, row, "012345678■▦??"[written[1, i]], ha="center", bbox=dict(fc=color))
-strip.set_title("What the net writes (red: wrong). Last row: we chose the first, wrong thought")
-strip.set(yticks=[], ylim=[5.9, -1.1])
-strip.set_xticks([-16.5, GOAL, -6], ["thoughts", "goal", "<image> (▦), then B with the goal black"])
+for column, (written, right) in enumerate(outputs.values()):  # of task 1
+    words = ["012345678#????"[token] for token in written[1]]
+    image = "{} {} {}\n{} {} {}\n{} {} {}".format(*words[-10:-1])  # the last token is <end>
+    text = f"{' '.join(words[START_POSITION + 1:GOAL])}\n{words[GOAL]}\n\n{image}"
+    color = "black" if torch.equal(written[1], right[1]) else "red"
+    strip.text(column, 0, text, color=color, family="monospace", size=16, ha="center")
+strip.set(xlim=[-0.5, 5.5], ylim=[-0.15, 1], xticks=range(6), xticklabels=outputs, yticks=[])
+strip.set_title("It writes its thoughts, the goal, and B with the goal black, # (red: wrong)")
 
 def draw(label):  # shows task 1
     ax.clear()
@@ -129,7 +129,7 @@ def draw(label):  # shows task 1
     for here, there in zip(cells, cells[1:]):
         ax.annotate("", (there % 3, there // 3), (here % 3, here // 3), arrowprops=dict(
             arrowstyle="-|>", connectionstyle="arc3,rad=-0.15", shrinkA=20, shrinkB=20))
-    ax.set(title=f"Map A: each digit names the next cell\n(the arrows show the row \"{label}\")",
+    ax.set(title=f"Map A: each digit names the next cell\n(the arrows show \"{label}\")",
            xlim=[-0.5, 2.5], ylim=[2.5, -0.5])
     ax.axis("off")
     plt.draw()
