@@ -5,7 +5,7 @@
 """12 D3PM and MaskGIT: masked diffusion, which generates an image's tokens in a few rounds.
 
 At first, all 64 tokens of an image are hidden. In each round, a net predicts the hidden tokens, and
-we reveal some of them. Ten rounds are enough. D3PM reveals random tokens. MaskGIT reveals the most
+we reveal some. Ten rounds avoid most mistakes. D3PM reveals random tokens. MaskGIT reveals the most
 confident ones, which makes fewer mistakes. But it repeats a few images, unless we add noise.
 RUN    python 12_maskgit.py              (10 seconds; sliders: rounds, Gumbel noise)
 BREAK  python 12_maskgit.py --rounds 1   (C1 and C2 fail: samples mix parts of different digits)
