@@ -141,7 +141,7 @@ fig.savefig("04_ancestral.png", dpi=120)
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
-# With real data for both samples, C1 is 0 +- 0.0016. With an untrained net, C2 is nearly 1.
+# With real data for both samples, C1 has a std of 0.0016. With an untrained net, C2 is nearly 1.
 claim("C1", f"100 steps with {args.var} match 1000. Added distance", hundred - thousand, "<", 0.006)
 claim("C2", "With 10 steps, beta-tilde's distance over beta's", ten_tilde / ten_beta, ">", 1.25)
 claim("C3", "1000 steps (beta) end closer to the data than noise. Distance", thousand, "<", limit)

@@ -16,11 +16,12 @@ from torch import nn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--target", choices=["v", "eps", "x0"], default="v", help="(default: v)")
+parser.add_argument("--t-scale", type=int, default=1000, help="in panel 2 (default: %(default)s)")
 parser.add_argument("--iters", type=int, default=600, help="training iterations (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
-if not (1 <= args.iters <= 10**6 and 0 <= args.seed < 2**32):
-    parser.error("--iters must be 1 to 1,000,000, and --seed 0 to 2**32 - 1")
+if not (1 <= args.t_scale <= 1000 and 1 <= args.iters <= 10**6 and 0 <= args.seed < 2**32):
+    parser.error("--t-scale must be 1 to 1000, --iters 1 to 1,000,000, --seed 0 to 2**32 - 1")
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the script without a traceback
 torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # such small nets run fastest on a single core
@@ -70,7 +71,7 @@ def train(x, y, target, t_scale, iters, width=64, batch_size=1024, lr=0.03):
 # --- Knob 3, the schedule: at which times we evaluate v. DDPM's linear schedule makes short steps
 # near noise and long ones near data. The cosine schedule spaces t evenly, and errs less here.
 def linear_times(num_steps):
-    beta = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, 1000)])  # as in lesson 02
+    beta = nn.functional.pad(torch.linspace(1e-4, 0.02, 1000), (1, 0))  # 0 first, as in lesson 02
     a = (1 - beta).cumprod(0).sqrt()  # (1001,), from 1 at data to almost 0 at noise
     step = torch.linspace(1000, 0, num_steps + 1).round()  # from noise to data
     return a[step.long()].asin()  # t, because a = sin(t)
@@ -78,12 +79,12 @@ def linear_times(num_steps):
 def cosine_times(num_steps):  # longer steps near noise, where --target eps errs: C1 fails
     return torch.linspace(0, torch.pi / 2, num_steps + 1)  # a = sin(t) = cos(pi / 2 - t)
 
-# --- Knob 4, the solver: how a step uses v. NFE is the number of evaluations of v, Heun needs two.
+# --- Knob 4, the solver. NFE is the number of evaluations of v. Heun needs two of them in a step.
 def sample(velocity, xt, y, times, order=2):  # turns noise xt into data, by any velocity(xt, t, y)
     for t, h in zip(times, times.diff()):  # from t to t + h
         v = velocity(xt, t, y)  # Euler (order 1) moves with the velocity at its start
         if order == 2:  # at t = pi / 2, --target x0 divides by 0.02, so C2 fails
-            v = (v + velocity(xt + h * v, t + h, y)) / 2  # Heun: mean of start, Euler's end
+            v = (v + velocity(xt + h * v, t + h, y)) / 2  # Heun averages start and end
         xt = xt + h * v
     return xt
 
@@ -107,33 +108,32 @@ error = lambda *how: (sample(v, noise, label, *how) - exact).norm(dim=1).mean()
 linear = error(linear_times(16), 1)  # order 1, so 16 NFE
 cosine = error(cosine_times(16), 1)
 heun = error(cosine_times(8))  # order 2, so 16 NFE, too
-net_1000 = train(x, y, args.target, 1000, args.iters)
-v_1000 = convert_to_v(net_1000, args.target, 1000)
-at_1000 = sample(v_1000, noise, label, cosine_times(20))
+net_2 = train(x, y, args.target, args.t_scale, args.iters)
+scaled = sample(convert_to_v(net_2, args.target, args.t_scale), noise, label, cosine_times(20))
 guided = [sample(guide(v, w), noise, label, cosine_times(20)) for w in range(9)]
 is_off = lambda samples: torch.cdist(samples, upper).amin(1) > 0.1  # (2000,), off the upper moon
 
 fig, ((factor, blob, bars), dots) = plt.subplots(2, 3, figsize=(12, 8), layout="constrained")
-t = torch.linspace(0.02, 1.55, 100)
-factor.semilogy(t, 1 / t.sin(), "C1", t, 1 / t.cos(), "C2")  # as convert_to_v divides
+t = cosine_times(100)[2:99]
+factor.semilogy(t, 1 / t.sin(), t, 1 / t.cos())  # convert_to_v divides by them
 factor.legend(["eps: 1 / a (a: share of data)", "x0: 1 / s (s: share of noise)"])
 factor.set(title="Knob 1, target: predicting eps errs near\nnoise, and x0 near data (v: always 1)",
            xlabel="t, from noise (0) to data (1.57)", ylabel="error of v / error of the net")
 bars.bar(["Euler, linear", "Euler, cosine", "Heun, cosine"], [linear, cosine, heun])
-bars.set_title(f"Knob 3: cosine errs {cosine / linear:.0%} as much as linear\n"
-               f"Knob 4: Heun errs {heun / cosine:.0%} as much as Euler")
-bars.set(xlabel="solver and schedule (16 NFE)", ylabel="error: distance to exact ends")
+bars.set(title=f"Knob 3: cosine / linear error: {cosine / linear:.0%}\n"
+               f"Knob 4: Heun / Euler error: {heun / cosine:.0%}",
+         xlabel="solver and schedule (16 NFE)", ylabel="error: distance to exact ends")
 
 def draw(w):  # a large w drives samples too far from the other moon, and amplifies net errors
-    titles = ["Knob 2, t_scale = 1000"] + [f"Knob 5, guidance w = {i:.0f}" for i in (1, w, 8)]
-    shown = at_1000, guided[1], guided[int(w)], guided[8]
-    for ax, title, s in zip([blob, *dots], titles, shown):
+    titles = [f"Knob 5, guidance w = {i:.0f}" for i in (1, w, 8)]
+    shown = scaled, guided[1], guided[int(w)], guided[8]
+    for ax, title, s in zip([blob, *dots], [f"Knob 2, t_scale = {args.t_scale}", *titles], shown):
         ax.clear()
         ax.plot(*x.T, "0.8", *s.T, "C0", *s[is_off(s)].T, "r", marker=".", ls="")
         ax.axis([-4, 3, -3, 2.5])
-        ax.set(title=f"{title}: {is_off(s).sum() / 2000:.0%} miss", xticks=[], yticks=[], aspect=1)
+        ax.set(title=f"{title}: {is_off(s).sum() / 2000:.0%} miss", aspect=1)
     ax.legend(["data", "samples on the upper moon", "misses: over 0.1 from it"])
-slider = plt.Slider(plt.axes([0.39, 0.01, 0.25, 0.03]), "w", 0, 8, valinit=2, valstep=1)
+slider = plt.Slider(plt.axes([0.39, 0.47, 0.25, 0.03]), "w", 0, 8, valinit=2, valstep=1)
 slider.on_changed(draw)
 draw(2)
 fig.savefig("09_knobs.png")
