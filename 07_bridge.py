@@ -7,12 +7,10 @@
 Both mix data x and noise eps, xt = a x + s eps. DDPM's path is variance-preserving (VP), with
 a^2 + s^2 = 1. Flow matching's path is linear, with a + s = 1. Division by r = sqrt(a^2 + s^2)
 leads from the linear path to the VP path. So a net that is trained for DDPM serves both.
-
 RUN    python 07_bridge.py             (5 seconds; the slider takes the division away)
 BREAK  python 07_bridge.py --power 0   (C1 and C2 fail, because the net's input is not divided)
 PAPER  arXiv 2010.02502 (DDIM), equations 12 and 16, by Song, Meng, and Ermon"""
-import argparse
-import signal
+import argparse, signal
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
@@ -40,29 +38,32 @@ def two_moons(n):
 
 # --- The bridge. xt / r mixes the same x and eps, with the weights a / r and s / r. Their squares
 # add up to 1, so xt / r is on the VP path. For example, a = s = 0.5 becomes a = s = 0.707.
-def predict(net, xt, a, s, power=1):
-    """Return eps_hat, (B, D). xt is (B, D), a and s are numbers or (B, 1). power=0 leaves out r."""
-    r = (a**2 + s**2) ** 0.5
-    ones = torch.ones_like(xt[:, :1])  # (B, 1)
-    inputs = torch.hstack([xt, a * ones, s * ones])  # (B, D + 2)
-    return net(inputs / r**power)
+def make_predictor(net, power=1):
+    """Return predict(xt, a, s), which is eps_hat (B, D), from net on (B, D + 2). power=0: no r."""
+    def predict(xt, a, s):  # xt is (B, D), a and s are numbers or (B, 1)
+        r = (a**2 + s**2) ** 0.5
+        ones = torch.ones_like(xt[:, :1])  # (B, 1)
+        inputs = torch.hstack([xt, a * ones, s * ones])  # (B, D + 2)
+        return net(inputs / r**power)
+    return predict
 
-# --- DDPM's training, on the VP path. Squared error makes eps_hat the mean of eps, given xt.
+# --- DDPM's training, on the VP path. By squared error, the net learns the mean of eps, given xt.
 net = nn.Sequential(nn.Linear(4, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
                     nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
+predict = make_predictor(net)
 optimizer = torch.optim.Adam(net.parameters())
 for i in range(args.iters):
     optimizer.param_groups[0]["lr"] = 0.03 * (1 - i / args.iters)  # large steps first, then small
     x, eps = two_moons(1024), torch.randn(1024, 2)
     angle = torch.pi / 2 * torch.rand(1024, 1)  # the VP path is a quarter circle
     a, s = angle.sin(), angle.cos()
-    eps_hat = predict(net, a * x + s * eps, a, s)
-    loss = nn.functional.mse_loss(eps_hat, eps)
+    loss = nn.functional.mse_loss(predict(a * x + s * eps, a, s), eps)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
     if i % 100 == 0:
         print(f"iteration {i} of {args.iters}: loss {loss:.4f}")
+net.requires_grad_(False)  # frozen
 
 # --- DDIM solves xt = a * x_hat + s * eps_hat for x_hat, and mixes both again with less noise:
 #     xt2 = a2 * x_hat + s2 * eps_hat
@@ -70,11 +71,10 @@ for i in range(args.iters):
 # a / a2, plus independent noise. So the noise in xt is s * eps = (a / a2) * s2 * eps2 + new noise.
 # Both eps are standard normal, so rho = (a / a2) * s2 / s is their correlation. Given eps, eps2 has
 # the mean rho * eps and the variance 1 - rho^2. So DDPM (eta = 1) keeps rho * s2 of eps_hat.
-@torch.no_grad()
-def sample(net, xt, levels, eta=0):
-    """Denoise xt, (B, D), through levels (a, s), (n, 2), by DDIM (eta=0) or DDPM (eta=1)."""
+def sample(predict, xt, levels, eta=0):
+    """Denoise xt, of any shape, through levels (a, s), (n, 2), by DDIM (eta=0) or DDPM (eta=1)."""
     for (a, s), (a2, s2) in zip(levels, levels[1:]):
-        eps_hat = predict(net, xt, a, s)
+        eps_hat = predict(xt, a, s)
         x_hat = (xt - s * eps_hat) / a
         rho = (a / a2) * s2 / s
         sigma = eta * s2 * (1 - rho**2) ** 0.5  # std of the fresh noise (equation 16)
@@ -87,11 +87,10 @@ def sample(net, xt, levels, eta=0):
 # enter or leave a region depends only on their mean velocity. So moved noise is distributed like xt
 # at every t, and ends as data. Since xt = t * x_hat + (1 - t) * eps_hat, Euler's step is DDIM's:
 #     xt2 = xt + (t2 - t) * (x_hat - eps_hat) = t2 * x_hat + (1 - t2) * eps_hat
-@torch.no_grad()
-def sample_flow(net, xt, times, power=1):
-    """Move noise xt, (B, D), along the linear path by Euler's method, through times, (n,)."""
+def sample_flow(predict, xt, times):
+    """Move noise xt, of any shape, along the linear path by Euler's method, through times, (n,)."""
     for t, t2 in zip(times, times[1:]):
-        v_hat = (xt - predict(net, xt, t, 1 - t, power)) / t
+        v_hat = (xt - predict(xt, t, 1 - t)) / t
         xt = xt + (t2 - t) * v_hat
     return xt
 
@@ -103,8 +102,9 @@ vp = linear / r
 # Flow's a and s are r times DDIM's. If its xt is r times DDIM's, too, the net sees the same input,
 # so eps_hat and x_hat agree. Then its xt2 is r2 times DDIM's. At the end, r = 1.
 noise = torch.randn(300, 2)
-ddim = sample(net, noise, vp)
-flow = sample_flow(net, r[0] * noise, t, args.power)
+predict_flow = make_predictor(net, args.power)
+ddim = sample(predict, noise, vp)
+flow = sample_flow(predict_flow, r[0] * noise, t)
 gap = (ddim - flow).norm(dim=1).mean()
 
 # --- The score is grad log p(xt). Let N be the density of xt, given x: mean a * x, variance s^2.
@@ -112,7 +112,7 @@ gap = (ddim - flow).norm(dim=1).mean()
 #     grad p(xt) = E[-(xt - a * x) / s^2 * N] = E[-eps / s * N]
 #     score      = grad p(xt) / p(xt) = E[-eps / s * N] / E[N] = -eps_hat / s        (Bayes' rule)
 halfway = (0.5 * two_moons(300) + 0.5 * noise).requires_grad_()  # (300, 2), on the linear path
-score = -predict(net, halfway, 0.5, 0.5, args.power) / 0.5
+score = -predict_flow(halfway, 0.5, 0.5) / 0.5
 var = (0.5 * STD) ** 2 + 0.5**2  # of each of 64 Gaussians, whose mean is the density
 distance = torch.cdist(halfway, 0.5 * CENTERS)  # (300, 64), to their means
 log_p = (-0.5 / var * distance**2).logsumexp(1)  # (300,), plus a constant
@@ -121,11 +121,11 @@ error = (score - exact).norm() / exact.norm()
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(12, 5.8), layout="constrained")
 start = 2 * torch.ones(1, 2)  # a sample of noise
-ddim_path = torch.cat([sample(net, start, vp[:n]) for n in range(1, 32)])  # after 0 to 30 steps
-flow_path = lambda p: torch.cat([sample_flow(net, r[0] * start, t[:n], p) for n in range(1, 32)])
+ddim_path = torch.cat([sample(predict, start, vp[:n]) for n in range(1, 32)])  # after 0 to 30 steps
+flow_path = lambda f: torch.cat([sample_flow(f, r[0] * start, t[:n]) for n in range(1, 32)])
 right.plot(*two_moons(2000).T, ".", color="0.88")
 there_and_back = torch.arange(31) % 2  # 0, 1, 0, ...: from the origin to a point, and back
-for ax, blue, orange in [(left, vp, linear), (right, ddim_path, flow_path(args.power))]:
+for ax, blue, orange in [(left, vp, linear), (right, ddim_path, flow_path(predict_flow))]:
     ax.plot(*(blue.T * there_and_back), "0.75", *blue[-1:].T, "ko", ms=14)
     _, line = ax.plot(*blue.T, "C0o-", *orange.T, "C1o-")
     ax.annotate("noise  ", blue[0], ha="right")
@@ -137,7 +137,7 @@ left.set_title("Dividing by r (distance from 0) leads\nfrom flow matching (orang
 right.axis([-0.9, 3, -0.7, 2.4])
 right.set_title("One net: flow matching (orange) ends where\nDDIM (blue) does, if we divide by r")
 power = plt.Slider(plt.axes([0.7, 0.03, 0.2, 0.03]), "divide by r? 0: no", 0, 1, valinit=args.power)
-power.on_changed(lambda p: line.set_data(*flow_path(p).T))
+power.on_changed(lambda p: line.set_data(*flow_path(make_predictor(net, p)).T))
 fig.savefig("07_bridge.png")
 
 def claim(name, sentence, value, sign, bound):

@@ -14,7 +14,7 @@ NAME, DOUBLE = "07_bridge", functools.partial(torch.tensor, dtype=torch.float64)
 
 @pytest.fixture(scope="module")
 def pieces():
-    return paste(NAME, "predict", "sample", "sample_flow")
+    return paste(NAME, "make_predictor", "sample", "sample_flow")
 
 @pytest.fixture(scope="module")
 def run(lesson):
@@ -31,7 +31,7 @@ def pairs(n, seed=0):
 
 def step(pieces, xt, eps_hat, level, level2, eta):
     """One step of `sample` with a net that predicts eps_hat."""
-    return pieces.sample(lambda inputs: eps_hat, xt, [level, level2], eta)
+    return pieces.sample(lambda xt, a, s: eps_hat, xt, [level, level2], eta)
 
 def ddpm(t):
     """DDPM's levels in continuous time, beta = 0.1 + 19.9 u per unit of u = 1 - t."""
@@ -117,24 +117,29 @@ def test_flow_matching_by_euler_is_ddim_and_only_s_over_a_counts(pieces):
     torch.manual_seed(5)
     net, noise, t = torch.nn.Linear(4, 2).double(), pairs(50)[1], torch.linspace(0.05, 1, 12, dtype=torch.float64)
     levels = torch.stack([t, 1 - t], 1)
-    ends, flow = pieces.sample(net, noise, levels), noise
+    predict = pieces.make_predictor(net)
+    ends, flow = pieces.sample(predict, noise, levels), noise
     for now, then in zip(t, t[1:]):
-        flow = flow + (then - now) * (flow - pieces.predict(net, flow, now, 1 - now)) / now
-    assert (flow - ends).abs().max() < 1e-9 and (flow - noise).abs().max() > 0.1 and not ends.requires_grad
-    assert (pieces.sample_flow(net, noise, t) - flow).abs().max() < 1e-9
-    assert (pieces.sample_flow(net, noise, t, 0) - flow).abs().max() > 0.01
+        flow = flow + (then - now) * (flow - predict(flow, now, 1 - now)) / now
+    assert (flow - ends).abs().max() < 1e-9 and (flow - noise).abs().max() > 0.1
+    assert (pieces.sample_flow(predict, noise, t) - flow).abs().max() < 1e-9
+    assert (pieces.sample_flow(pieces.make_predictor(net, 0), noise, t) - flow).abs().max() > 0.01
     for scale in (levels.norm(dim=1, keepdim=True), torch.linspace(1, 1 / 9, 12, dtype=torch.float64)[:, None]):
-        assert (pieces.sample(net, noise / scale[0], levels / scale) - ends / scale[-1]).abs().max() < 1e-9
+        assert (pieces.sample(predict, noise / scale[0], levels / scale) - ends / scale[-1]).abs().max() < 1e-9
+    image = torch.randn(3, 2, 5, 4).double()  # a net of images: eps_hat = xt / 2, as by hand
+    a, b = (piece(lambda xt, a, s: xt / 2, image, path) for piece, path in ((pieces.sample, levels), (pieces.sample_flow, t)))
+    factor = torch.prod(1 + (t[1:] - t[:-1]) / (2 * t[:-1]))
+    assert (a - factor * image).abs().max() < 1e-9 and (b - factor * image).abs().max() < 1e-9
 
 def test_the_net_answers_alike_along_a_ray_and_only_if_it_divides(pieces):
     xt, see = pairs(6)[1], lambda inputs: inputs
     for a, s in ((0.9, 0.1), (0.5, 0.5), (0.02, 0.98), (3.0, 4.0)):
         expected = torch.hstack([xt, DOUBLE([[a, s]] * 6)]) / math.hypot(a, s)
         for scale in (1, 7):
-            assert (pieces.predict(see, scale * xt, scale * a, scale * s) - expected).abs().max() < 1e-12
-        half = pieces.predict(see, xt, DOUBLE(a), DOUBLE(s), power=0.5)
+            assert (pieces.make_predictor(see)(scale * xt, scale * a, scale * s) - expected).abs().max() < 1e-12
+        half = pieces.make_predictor(see, power=0.5)(xt, DOUBLE(a), DOUBLE(s))
         assert (half - expected * math.hypot(a, s) ** 0.5).abs().max() < 1e-12
-        assert torch.equal(pieces.predict(see, xt, a, s, power=0), torch.hstack([xt, DOUBLE([[a, s]] * 6)]))
+        assert torch.equal(pieces.make_predictor(see, power=0)(xt, a, s), torch.hstack([xt, DOUBLE([[a, s]] * 6)]))
 
 def test_training_draws_angles_of_the_vp_path_and_prints_progress(lesson, monkeypatch):
     """With normal numbers replaced by 5, the net must see a x + s eps, a, s on the quarter circle, and learn eps = 5."""
@@ -143,7 +148,7 @@ def test_training_draws_angles_of_the_vp_path_and_prints_progress(lesson, monkey
     monkeypatch.setattr(torch.nn.Sequential, "forward", lambda self, inputs: seen.append(inputs) or forward(self, inputs))
     monkeypatch.setattr(torch, "randn", lambda n, d: torch.full((n, d), 5.0))
     run = lesson(NAME, "--iters", "101")
-    assert np.allclose(rates, 0.03 * (1 - np.arange(101) / 101)) and isinstance(run.ns.net, torch.nn.Module)
+    assert np.allclose(rates, 0.03 * (1 - np.arange(101) / 101)) and not any(weight.requires_grad for weight in run.ns.net.parameters())
     assert re.findall(r"iteration (\d+) of 101: loss \d", run.text) == ["0", "100"]
     xt, a, s = torch.cat(seen[:101]).split([2, 1, 1], 1)
     angle = torch.atan2(a, s) / (math.pi / 2)
@@ -169,7 +174,7 @@ def test_samples_of_both_paths_are_distributed_like_the_data(ns):
         ends = []
         for start, path in ((noise, levels / r), (r[0] * noise, levels)):
             torch.manual_seed(8)
-            ends.append(ns.sample(ns.net, start, path, eta))
+            ends.append(ns.sample(ns.predict, start, path, eta))
         assert low < energy_distance(ends[0], data) < high, (steps, eta)
         assert (ends[0] - ends[1]).abs().max() < 1e-3
 
@@ -184,7 +189,7 @@ def test_the_printed_numbers_in_numpy(run, ns):
     levels = np.stack([t, 1 - t], 1)
     assert np.abs(ns.linear.numpy() - levels).max() < 1e-6
     assert np.abs(ns.vp.numpy() - levels / np.hypot(*levels.T)[:, None]).max() < 1e-6
-    vp, flow = ns.sample(ns.net, ns.noise, ns.vp).numpy(), ns.sample_flow(ns.net, ns.noise * ns.r[0], ns.t).numpy()
+    vp, flow = ns.sample(ns.predict, ns.noise, ns.vp).numpy(), ns.sample_flow(ns.predict, ns.noise * ns.r[0], ns.t).numpy()
     assert np.abs(ns.flow.numpy() - flow).max() < 1e-5 and np.abs(ns.ddim.numpy() - vp).max() < 1e-5
     assert abs(run.numbers()["C1"][0] - np.linalg.norm(vp - flow, axis=1).mean()) < 1e-5
     assert np.abs(ns.CENTERS[:32].numpy() - moons.CENTRES[:32]).max() < 1e-6 and abs(ns.noise.std() - 1) < 0.1
@@ -192,7 +197,7 @@ def test_the_printed_numbers_in_numpy(run, ns):
     score = -moons.parts(xt.numpy(), 0.5, 0.5)[2] / 0.5
     assert abs(np.cov(2 * xt.T).trace() / 2 - 2) < 0.3 and np.abs(ns.exact.numpy() - score).max() < 1e-3
     with torch.no_grad():
-        learned = -ns.predict(ns.net, xt.float(), 0.5, 0.5).numpy() / 0.5
+        learned = -ns.predict(xt.float(), 0.5, 0.5).numpy() / 0.5
     assert abs(run.numbers()["C2"][0] - np.linalg.norm(learned - score) / np.linalg.norm(score)) < 1e-3
 
 def test_the_slider_breaks_flow_matching_in_the_figure(ns):
