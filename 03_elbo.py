@@ -71,8 +71,8 @@ C = BETA / (ALPHA.sqrt() * NOISE)  # (T + 1,), 0.006 to 0.02 (C[0] is 0 / 0, but
 WEIGHT = C[1:] ** 2 / (2 * BETA[1:])  # (T,), w_t for t = 1, ..., T
 
 # --- So ELBO = constant - sum over t of w_t * E|eps - eps_hat|^2. To train on it, we draw t with
-# probability w_t / sum(w). L_simple (14) draws all t equally. Its ELBO is lower, but its images are
-# better (table 1). The reason is that w_t is largest at small t, where noise is hardly seen.
+# probability w_t / sum(w). L_simple (14) draws all t equally, so it cares less about small t, where
+# w_t is largest, and noise is hardly seen. Its ELBO is lower, but its images are better (table 1).
 def squared_error(net, x_0, eps, t):  # for data x_0 and noise eps, (B, D), and t, (B, 1)
     x_t = ABAR[t].sqrt() * x_0 + NOISE[t] * eps  # (B, D), equation 4
     return (eps - net(x_t, t)).square().sum(1)  # (B,)
@@ -115,7 +115,7 @@ def elbo_gain(net, x_0):  # data (n * T, D); returns the nats gained at t = 1, .
 fig, (top, low) = plt.subplots(2, figsize=(10, 7.5), layout="constrained")
 steps = range(1, T + 1)
 top.loglog(steps, WEIGHT / WEIGHT.mean(), steps, [1] * T, "C0--")
-top.text(20, 8, "solid: the ELBO, in proportion to w_t\ndashed: L_simple drops the weights")
+top.text(20, 8, "solid: the ELBO, w_t divided by its mean\ndashed: L_simple drops the weights")
 top.set(title="The ELBO weighs errors most at small t", ylabel="weight of |eps - eps_hat|^2")
 gains = []
 for target, loss in [(args.predict, "L_simple"), (args.predict, "ELBO"), ("mean", "ELBO")]:
@@ -127,8 +127,8 @@ for target, loss in [(args.predict, "L_simple"), (args.predict, "ELBO"), ("mean"
     low.text(1.5 * T, 0, "", va=side)
 low.axhline(c="k")
 low.axhline(1.26, c="0.5", ls=":")  # mean log p_data over log N(0, I): no model has a higher mean
-low.text(1, -2.9, "dotted: the most one can gain, 1.26\nred: a curve that ends below N(0, I)")
-low.set(title="Predicting the mean divides errors by c_t, which makes them 50 to 160 times larger")
+low.text(1, -2.9, "dotted: the most one can gain, 1.26\nred: what ends below N(0, I) (black)")
+low.set(title="Solving a mean for eps_hat divides its error by c_t, so it grows 50 to 160 times")
 low.set(xlabel="t\n\n", ylabel="nats gained over N(0, I), steps 1 to t", ylim=(-3, 1.5))
 def draw(error):  # of each coordinate of the mean; by (12), it costs 2 error^2 / (2 beta_t) nats
     for curve, label, gain in zip(low.lines, low.texts, gains):
