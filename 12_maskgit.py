@@ -6,8 +6,8 @@
 
 At first, all 64 tokens of an image are hidden. In each round, a net predicts the hidden tokens, and
 we reveal some. Ten rounds avoid most mistakes. D3PM reveals random tokens. MaskGIT reveals the most
-confident ones, which makes fewer mistakes. But it repeats a few images, unless we add noise.
-RUN    python 12_maskgit.py              (10 seconds; sliders: rounds, Gumbel noise)
+confident ones, which then makes fewer mistakes. But it repeats a few images, unless we add noise.
+RUN    python 12_maskgit.py              (12 seconds; sliders: rounds, Gumbel noise)
 BREAK  python 12_maskgit.py --rounds 1   (C1 and C2 fail: samples mix parts of different digits)
 PAPER  arXiv 2107.03006, section 3 (absorbing D3PM); 2202.04200, section 3.2 (MaskGIT)"""
 import argparse
@@ -81,7 +81,7 @@ def d3pm(net, xt, num_rounds, mask_token):
 # ink at the top. The guess "ink" is nearly certain there, and fits both. At the lower right, only
 # the 3 has ink. That guess is uncertain, so it waits for a later round. But a rare guess is never
 # confident. It is dropped and sampled again, until a common one comes. So the same images repeat.
-# Gumbel noise helps: added to log p, it makes the argmax a random draw from p (Gumbel-max trick).
+# Gumbel noise on log p helps: the first position is then drawn in proportion to the p of its guess.
 def maskgit(net, xt, num_rounds, mask_token, noise):
     """Like d3pm. Each sequence reveals an equal share of its own hidden tokens in each round."""
     assert num_rounds > 0, "maskgit needs at least one round, or mask tokens would remain"
@@ -125,7 +125,7 @@ def draw(row, num_rounds):
         ax.clear()
         ax.imshow(pixels.transpose(1, 2).reshape(48, 128), "RdGy", vmin=-1, vmax=1)
         ax.set(xticks=[], yticks=[], title=name if ax in axes[0] else "")
-        ax.set_xlabel(f"{wrong:.1f} wrong tokens, copies of {images} training images\n")
+        ax.set_xlabel(f"{wrong:.1f} of 64 tokens wrong, {images} of 40 images occur\n")
     row[0].set_ylabel(f"rounds: {num_rounds}")
 
 for row, num_rounds in zip(axes, [1, args.rounds, 64]):

@@ -1,4 +1,4 @@
-"""Five pictures for the README: the path, what its code draws (moons, handwriting), tokens, and the grid of objectives and nets.
+"""Six pictures for the README: the path, what its code draws (moons, handwriting), tokens, the grid of objectives and nets, and rounds.
 `python tests/regenerate.py --proofs` draws them."""
 import re
 import tempfile
@@ -116,3 +116,22 @@ def draw_grid(iters=800):
     ax.set_yticklabels(drawn)
     fig.savefig(GALLERY / "grid.png", dpi=100)
     return drawn
+
+def draw_rounds(iters=1000):
+    """Lesson 12's three methods, from 1 to 64 rounds, by its own functions."""
+    piece = paste("12_maskgit", "train", "sample", "score", "draw_digit", "FONTS")
+    images = torch.stack([piece.draw_digit(digit, font) for digit in "0123456789" for font in piece.FONTS]).round()
+    codebook, tokens = nn.functional.unfold(images[:, None], 2, stride=2).mT.flatten(0, 1).unique(dim=0, return_inverse=True)
+    torch.manual_seed(0)
+    tokens = tokens.view(40, 64)
+    net, blank, found = piece.train(tokens, len(codebook), iters).requires_grad_(False), torch.full([200, 64], len(codebook)), {}
+    for n in (1, 2, 4, 8, 16, 32, 64):
+        samples = piece.sample(net, blank, n, len(codebook), 1, 0)
+        found[str(n)] = [piece.score(x, tokens)[1:] for x in samples.values()]
+    fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
+    left.semilogy([*found], [[wrong for wrong, _ in row] for row in found.values()], "o-")
+    right.plot([*found], [[occur for _, occur in row] for row in found.values()], "o-")
+    left.set(title="Wrong tokens (of 64): most are gone after 8 to 16 rounds", xlabel="rounds", yticks=[0.25, 1, 4, 16], yticklabels=["0.25", "1", "4", "16"])
+    right.set(title="Training images in 200 samples (of 40): few without noise", xlabel="rounds", ylim=(-1, 41))
+    right.legend(samples)
+    fig.savefig(GALLERY / "rounds.png", dpi=100)

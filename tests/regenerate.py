@@ -177,6 +177,7 @@ if args.proofs:
     proof_pictures.draw_handwriting()
     proof_pictures.draw_path()
     proof_pictures.draw_grid()
+    proof_pictures.draw_rounds()
     sys.exit()
 if args.moving:
     os.environ["MPLBACKEND"] = "Agg"

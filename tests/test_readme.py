@@ -22,7 +22,7 @@ LINES = TEXT.splitlines()
 SECTIONS = {part[:2]: part for part in TEXT.split("\n## ")[1:]}  # "06": its section
 ROWS = [line for line in LINES if line.startswith("<tr><td><img ")]
 SEVERAL_FLAGS = r"--[a-zA-Z][\w-]*(?: [\w.][\w.+-]*)?(?: --[a-zA-Z][\w-]*(?: [\w.][\w.+-]*)?)*"
-PROOFS = {f".github/gallery/{name}.png" for name in ("10_media", "grid", "handwriting", "heart", "path")}  # by tests/proof_pictures.py
+PROOFS = {f".github/gallery/{name}.png" for name in ("10_media", "grid", "handwriting", "heart", "path", "rounds")}  # by tests/proof_pictures.py
 each_lesson = pytest.mark.parametrize("name", NAMES)
 
 
@@ -137,6 +137,8 @@ def test_pictures_of_proofs_are_drawn_and_the_front_page_learns_the_moons(tmp_pa
     assert x.shape == (1000, 2) and 2 * (far - spread) < 0.012
     proof_pictures.draw_path()
     proof_pictures.draw_grid(2)
+    with torch.enable_grad():
+        proof_pictures.draw_rounds(5)
     assert {f".github/gallery/{path.name}" for path in tmp_path.iterdir()} == PROOFS - {".github/gallery/handwriting.png"}
     for path in tmp_path.iterdir():
         again = (ROOT / ".github/gallery" / path.name).read_bytes()
