@@ -7,7 +7,7 @@
 Both mix data x and noise eps, xt = a x + s eps. DDPM's path is variance-preserving (VP), with
 a^2 + s^2 = 1. Flow matching's path is linear, with a + s = 1. Division by r = sqrt(a^2 + s^2)
 leads from the linear path to the VP path. So a net that is trained for DDPM serves both.
-RUN    python 07_bridge.py             (5 seconds; the slider takes the division away)
+RUN    python 07_bridge.py             (5 seconds; the slider turns the division off)
 BREAK  python 07_bridge.py --power 0   (C1 and C2 fail, because the net's input is not divided)
 PAPER  arXiv 2010.02502 (DDIM), equations 12 and 16, by Song, Meng, and Ermon"""
 import argparse, signal
@@ -84,8 +84,8 @@ def sample(predict, xt, levels, eta=0):
 
 # --- Flow matching's path is xt = t * x + (1 - t) * eps. So v = dxt/dt = x - eps = (xt - eps) / t.
 # Its sampler follows v_hat, the mean of v, given xt. This is enough (lesson 05): how many points
-# enter or leave a region depends only on their mean velocity. So moved noise is distributed like xt
-# at every t, and ends as data. Since xt = t * x_hat + (1 - t) * eps_hat, Euler's step is DDIM's:
+# cross a border depends only on their mean velocity there. So moved noise is distributed like xt at
+# every t, and ends as data. Since xt = t * x_hat + (1 - t) * eps_hat, Euler's step is DDIM's:
 #     xt2 = xt + (t2 - t) * (x_hat - eps_hat) = t2 * x_hat + (1 - t2) * eps_hat
 def sample_flow(predict, xt, times):
     """Move noise xt, of any shape, along the linear path by Euler's method, through times, (n,)."""
@@ -99,8 +99,8 @@ linear = torch.stack([t, 1 - t], 1)  # (31, 2)
 r = linear.norm(dim=1, keepdim=True)  # (31, 1)
 vp = linear / r
 
-# Flow's a and s are r times DDIM's. If its xt is r times DDIM's, too, the net sees the same input,
-# so eps_hat and x_hat agree. Then its xt2 is r2 times DDIM's. At the end, r = 1.
+# Flow's a and s are r times DDIM's. Suppose that its xt is, too. Then any net sees the same inputs
+# in both, so eps_hat and x_hat agree, and the next xt is r times DDIM's again. At the end, r = 1.
 noise = torch.randn(300, 2)
 predict_flow = make_predictor(net, args.power)
 ddim = sample(predict, noise, vp)
@@ -113,7 +113,7 @@ gap = (ddim - flow).norm(dim=1).mean()
 #     score      = grad p(xt) / p(xt) = E[-eps / s * N] / E[N] = -eps_hat / s        (Bayes' rule)
 halfway = (0.5 * two_moons(300) + 0.5 * noise).requires_grad_()  # (300, 2), on the linear path
 score = -predict_flow(halfway, 0.5, 0.5) / 0.5
-var = (0.5 * STD) ** 2 + 0.5**2  # of each of 64 Gaussians, whose mean is the density
+var = (0.5 * STD) ** 2 + 0.5**2  # of each of the 64 Gaussians, whose average is the density
 distance = torch.cdist(halfway, 0.5 * CENTERS)  # (300, 64), to their means
 log_p = (-0.5 / var * distance**2).logsumexp(1)  # (300,), plus a constant
 exact = torch.autograd.grad(log_p.sum(), halfway)[0]  # (300, 2), grad log p
