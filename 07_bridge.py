@@ -63,7 +63,6 @@ for i in range(args.iters):
     optimizer.step()
     if i % 100 == 0:
         print(f"iteration {i} of {args.iters}: loss {loss:.4f}")
-net.requires_grad_(False)  # frozen
 
 # --- DDIM solves xt = a * x_hat + s * eps_hat for x_hat, and mixes both again with less noise:
 #     xt2 = a2 * x_hat + s2 * eps_hat
@@ -71,6 +70,7 @@ net.requires_grad_(False)  # frozen
 # a / a2, plus independent noise. So the noise in xt is s * eps = (a / a2) * s2 * eps2 + new noise.
 # Both eps are standard normal, so rho = (a / a2) * s2 / s is their correlation. Given eps, eps2 has
 # the mean rho * eps and the variance 1 - rho^2. So DDPM (eta = 1) keeps rho * s2 of eps_hat.
+@torch.no_grad()
 def sample(predict, xt, levels, eta=0):
     """Denoise xt, of any shape, through levels (a, s), (n, 2), by DDIM (eta=0) or DDPM (eta=1)."""
     for (a, s), (a2, s2) in zip(levels, levels[1:]):
@@ -87,6 +87,7 @@ def sample(predict, xt, levels, eta=0):
 # cross a border depends only on their mean velocity there. So moved noise is distributed like xt at
 # every t, and ends as data. Since xt = t * x_hat + (1 - t) * eps_hat, Euler's step is DDIM's:
 #     xt2 = xt + (t2 - t) * (x_hat - eps_hat) = t2 * x_hat + (1 - t2) * eps_hat
+@torch.no_grad()
 def sample_flow(predict, xt, times):
     """Move noise xt, of any shape, along the linear path by Euler's method, through times, (n,)."""
     for t, t2 in zip(times, times[1:]):
@@ -131,7 +132,6 @@ for ax, blue, orange in [(left, vp, linear), (right, ddim_path, flow_path(predic
     ax.annotate("noise  ", blue[0], ha="right")
     ax.annotate("    data", blue[-1])
     ax.set(aspect=1, xmargin=0.2)
-left.text(0.2, 0.29, "r", size=16)
 left.set(xlabel="a, the weight of the data\n\n", ylabel="s, the weight of the noise")
 left.set_title("Dividing by r (distance from 0) leads\nfrom flow matching (orange) to DDPM (blue)")
 right.axis([-0.9, 3, -0.7, 2.4])
