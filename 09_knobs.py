@@ -6,7 +6,7 @@
 
 A flow leaves these choices open. For each, this file gives a reason, the code, and an experiment.
 RUN    python 09_knobs.py                (5 seconds; the slider sets the guidance w)
-BREAK  python 09_knobs.py --target eps   (C1 fails: v is rough near noise, so long steps err)
+BREAK  python 09_knobs.py --target eps   (C1 fails: near noise, v is rough, and long steps go wrong)
 PAPER  arXiv 2102.09672, equation 17 (schedule); 2202.00512 (targets); 2207.12598 (guidance)"""
 import argparse, signal
 import matplotlib.pyplot as plt
@@ -31,11 +31,11 @@ moon = torch.hstack([angle.cos() - 0.5, angle.sin() - 0.25])  # (3200, 2), the u
 upper = (moon + 0.09 * torch.randn_like(moon)) / 0.7107  # (3200, 2), mean |x|^2 is 2, as for noise
 y = 1 - 2 * torch.randint(2, angle.shape)  # label 1 is the upper moon, -1 is the lower moon
 x = y * upper  # the lower moon is the upper one, turned by 180 degrees
-y[torch.rand(3200) < 0.2] *= -1  # a fifth is wrong, so at best, w = 1 misses a fifth (knob 5)
+y[torch.rand(3200) < 0.2] *= -1  # we make a fifth wrong, for guidance to repair (knob 5)
 
 # --- Knob 1, the target. Points xt = a * x + s * eps, with a = sin(t) and s = cos(t), move from
-# noise (t = 0) to data (t = pi / 2) at velocity v = s * x - a * eps. Samples follow its mean, over
-# all points at xt (lesson 05). A net learns the mean of v, eps, or x0 (that is x). For means, too,
+# noise (t = 0) to data (t = pi / 2) at velocity v = s * x - a * eps. To sample, we follow the mean
+# of v at xt (lesson 05). A net may learn it from v, eps, or x0 (our x), as means obey this, too:
 #     s * xt - eps = s * a * x + (s^2 - 1) * eps = a * (s * x - a * eps) = a * v     (a^2 + s^2 = 1)
 #     x - a * xt   = (1 - a^2) * x - a * s * eps = s * (s * x - a * eps) = s * v
 def convert_to_v(net, target):  # all give v, but an a or s near 0 magnifies the net's error
@@ -51,8 +51,8 @@ factors.legend(["eps: 1 / a (a: share of data)", "x0: 1 / s (s: share of noise)"
 factors.set(title="Knob 1, target: predicting eps errs near\nnoise, and x0 near data (v: always 1)",
             xlabel="t, from noise (0) to data (1.57)", ylabel="error of v / error of the net")
 
-# --- Knob 2, t_scale. Our small net reads t itself. DiT reads sines of frequency * t_scale * t, for
-# DDPM's t, 1 to 1000. If t ends near 1, most of these sines hardly move without t_scale = 1000.
+# --- Knob 2, t_scale. Our net reads t itself. DiT reads sines of frequency * t_scale * t. They
+# were made for DDPM's t, 1 to 1000. A flow's t ends near 1, where most of them need t_scale = 1000.
 frequency = 10_000 ** -torch.linspace(0, 1, 32)  # from 1 to 1 / 10,000
 sines = [(t * t_scale * frequency).sin() for t_scale in (1, args.t_scale)]  # (3000, 32)
 waves.imshow(torch.cat(sines).T, aspect="auto")
@@ -87,14 +87,14 @@ def linear_times(num_steps):
     a = (1 - beta).cumprod(0).sqrt()  # (1001,), from 1 at data to almost 0 at noise
     step = torch.linspace(1000, 0, num_steps + 1).round()  # from noise to data
     return a[step.long()].asin()  # t, because a = sin(t)
-def cosine_times(num_steps):  # with --target eps, long steps near noise go wrong: C1 fails
+def cosine_times(num_steps):  # its longer steps near noise go wrong with --target eps
     return torch.linspace(0, torch.pi / 2, num_steps + 1)  # a = sin(t) = cos(pi / 2 - t)
 
 # --- Knob 4, the solver. NFE is the number of evaluations of v. Heun needs two of them in a step.
 def sample(velocity, xt, y, times, order=2):  # turns noise xt into data, by any velocity(xt, t, y)
     for t, h in zip(times, times.diff()):  # from t to t + h
         v = velocity(xt, t, y)  # Euler (order 1) moves with the velocity at its start
-        if order == 2:  # with --target x0, v at t = pi / 2 is divided by 0.02: C2 fails
+        if order == 2:  # with --target x0, the end divides by 0.02, so C2 fails
             v = (v + velocity(xt + h * v, t + h, y)) / 2  # Heun averages start and end
         xt = xt + h * v
     return xt
@@ -106,7 +106,7 @@ for nfe in (2, 4, 8, 16, 32, 64):
     euler_cosine = sample(v, noise, label, cosine_times(nfe), order=1)
     heun_cosine = sample(v, noise, label, cosine_times(nfe // 2))  # order 2
     ends = torch.stack([euler_linear, euler_cosine, heun_cosine])  # (3, 2000, 2)
-    error[str(nfe)] = (ends - exact).norm(dim=2).mean(1)  # (3,); text spaces ticks evenly
+    error[str(nfe)] = (ends - exact).norm(dim=2).mean(1)  # (3,); a text as key gives even ticks
 errors.semilogy([*error], [*error.values()], "o-")
 errors.legend(["Euler, linear", "Euler, cosine", "Heun, cosine"])
 linear, cosine, heun = error["16"]
