@@ -59,27 +59,27 @@ def train(abar, iters, width=64, batch_size=1024, lr=0.03):  # net: [xt, t / T] 
             print(f"iteration {i} of {iters}: loss {loss:.4f}")
     return net
 
-# --- One step back, if we knew x, from time t to an earlier time u (t - 1 in the paper). All steps
-# from u to t are one step of variance beta, where 1 - beta = abar_t / abar_u (lesson 02). Bayes'
-# rule multiplies the prior q(x_u | x) by the likelihood q(xt | x_u). Both are Gaussians in x_u. In
-# a product of Gaussians, the inverse variances add up (equation 7):
+# --- One step back, if we knew x. Bayes' rule multiplies the prior q(x_{t-1} | x) by the likelihood
+# q(xt | x_{t-1}). Both are Gaussians in x_{t-1}, so the inverse variances add up (equation 7):
 #     1 / var = 1 / prior_var + 1 / like_var
 #     mean / var = prior_mean / prior_var + like_mean / like_var
-def posterior(xt, x, beta, abar_u):  # the mean, (B, D), and the variance of q(x_u | xt, x)
-    prior_mean = abar_u.sqrt() * x  # equation 4 at time u
-    prior_var = 1 - abar_u  # 0 if u = 0, so we multiply the equations by prior_var * like_var
-    like_mean = xt / (1 - beta).sqrt()  # xt = sqrt(1 - beta) x_u + sqrt(beta) z, solved for x_u
+def posterior(xt, x, beta, abar_prev):  # mean, (B, D), and variance of q(x_{t-1} | xt, x)
+    prior_mean = abar_prev.sqrt() * x  # equation 4 for t - 1
+    prior_var = 1 - abar_prev  # 0 if t = 1, so we multiply the equations by prior_var * like_var
+    like_mean = xt / (1 - beta).sqrt()  # xt = sqrt(1 - beta) x_{t-1} + sqrt(beta) z, solved
     like_var = beta / (1 - beta)
     mean = (like_var * prior_mean + prior_var * like_mean) / (prior_var + like_var)
     return mean, prior_var * like_var / (prior_var + like_var)
 
 # --- One step back from xt alone. As the posterior mean is linear in x, replacing x by the net's
-# E[x | xt] gives E[x_u | xt]. By the law of total variance, the variance has two parts:
-#     var(x_u | xt) = beta_tilde + c^2 var(x | xt),  c: the factor of x in the posterior mean
+# E[x | xt] gives E[x_{t-1} | xt]. By the law of total variance, the variance has two parts:
+#     var(x_{t-1} | xt) = beta_tilde + c^2 var(x | xt),  c: the factor of x in the posterior mean
 # - beta-tilde, the posterior's variance, is exact if all data are one point: var(x | xt) is 0 then.
-# - beta is exact for data N(0, I). Then x_u and xt are N(0, I), too, and their covariance is
-#   sqrt(1 - beta), so that var(x_u | xt) = 1 - covariance^2 = beta.
+# - beta is exact for data N(0, I). Then x_{t-1} and xt are N(0, I), too, and their covariance is
+#   sqrt(1 - beta), so that var(x_{t-1} | xt) = 1 - covariance^2 = beta.
 # - zero adds none. For data N(0, I), xt becomes sqrt(1 - beta) xt, so that all samples shrink to 0.
+# --- Longer steps need no new net. All steps from an earlier time u to t are one step, too (lesson
+# 02), with 1 - beta = abar_t / abar_u. So u can take the place of t - 1 in everything above.
 @torch.no_grad()
 def sample(net, xt, abar, num_steps, variance):  # algorithm 2, from noise xt, (B, D)
     T = len(abar) - 1
@@ -88,7 +88,7 @@ def sample(net, xt, abar, num_steps, variance):  # algorithm 2, from noise xt, (
     for t, u in zip(times, times[1:]):
         eps_hat = net(nn.functional.pad(xt, (0, 1), value=t / T))  # t / T is the last column
         x_hat = (xt - (1 - abar[t]).sqrt() * eps_hat) / abar[t].sqrt()  # equation 4, solved for x
-        beta = 1 - abar[t] / abar[u]  # equal to beta_t if u is t - 1
+        beta = 1 - abar[t] / abar[u]  # beta_t if u is t - 1
         mean, beta_tilde = posterior(xt, x_hat, beta, abar[u])
         var = {"beta-tilde": beta_tilde, "beta": beta, "zero": 0 * beta}[variance]
         xt = mean + var.sqrt() * torch.randn_like(xt)  # Gaussian, nearly right in short steps
@@ -106,16 +106,16 @@ limit = energy_distance(noise, real)
 hundred, thousand, ten_beta, ten_tilde = [energy_distance(sample(net, noise, ABAR, *how), real)
     for how in [(100, args.var), (1000, "beta"), (10, "beta"), (10, "beta-tilde")]]
 
-# --- The figure. On top: one step back from xt = -1 for x = 2, beta = 0.36, and abar_u = 0.49.
+# --- The figure. On top: one step back from xt = -1 for x = 2, beta = 0.36, and abar_prev = 0.49.
 fig, panels = plt.subplot_mosaic("sss;abc;def;ghi", figsize=(10.5, 9), layout="constrained")
-step, x_u = panels["s"], torch.linspace(-3, 7, 501)
+step, x_prev = panels["s"], torch.linspace(-3, 5, 401)
 for style, mean, var in [("k--", 1.4, 0.51),  # prior_mean, prior_var, then like_mean, like_var
         ("k:", -1.25, 0.5625), ("tab:blue", *posterior(-1, 2, *torch.tensor([0.36, 0.49])))]:
-    step.plot(x_u, torch.distributions.Normal(mean, var**0.5).log_prob(x_u).exp(), style)
-step.legend(["prior $q(x_u|x)$", "likelihood $q(x_t|x_u)$",
-             "posterior $q(x_u|x_t,x)$, of variance beta-tilde"])
+    step.plot(x_prev, torch.distributions.Normal(mean, var**0.5).log_prob(x_prev).exp(), style)
+step.legend(["prior $q(x_{t-1}|x)$", "likelihood $q(x_t|x_{t-1})$",
+             "posterior $q(x_{t-1}|x_t,x)$,\nof variance beta-tilde"])
 step.set_xticks([-1, 2], ["$x_t$", "$x$"])
-step.set_title("One step back to $x_u$, if x is known: prior times likelihood gives the posterior")
+step.set_title("One step back, if x is known: prior times likelihood gives the posterior")
 def draw(row, steps):
     for name, variance in zip(row, VARIANCES):
         ax, samples = panels[name], sample(net, noise, ABAR, steps, variance)
