@@ -91,7 +91,7 @@ def sample(net, xt, abar, num_steps, variance):  # algorithm 2, from noise xt, (
         beta = 1 - abar[t] / abar[u]  # beta_t if u is t - 1
         mean, beta_tilde = posterior(xt, x_hat, beta, abar[u])
         var = {"beta-tilde": beta_tilde, "beta": beta, "zero": 0 * beta}[variance]
-        xt = mean + var.sqrt() * torch.randn_like(xt)  # Gaussian, nearly right in short steps
+        xt = mean + var.sqrt() * torch.randn_like(xt)  # in long steps, no Gaussian is right
     return mean  # at u = 0, x_hat: an average of all x that fit xt, blurred after a long last step
 
 def energy_distance(x, y):
@@ -108,12 +108,12 @@ hundred, thousand, ten_beta, ten_tilde = [energy_distance(sample(net, noise, ABA
 
 # --- The figure. On top: one step back from xt = -1 for x = 2, beta = 0.36, and abar_prev = 0.49.
 fig, panels = plt.subplot_mosaic("sss;abc;def;ghi", figsize=(10.5, 9), layout="constrained")
-step, x_prev = panels["s"], torch.linspace(-3, 5, 401)
+step, x_prev = panels["s"], torch.linspace(-3, 6, 451)
 for style, mean, var in [("k--", 1.4, 0.51),  # prior_mean, prior_var, then like_mean, like_var
         ("k:", -1.25, 0.5625), ("tab:blue", *posterior(-1, 2, *torch.tensor([0.36, 0.49])))]:
     step.plot(x_prev, torch.distributions.Normal(mean, var**0.5).log_prob(x_prev).exp(), style)
-step.legend(["prior $q(x_{t-1}|x)$", "likelihood $q(x_t|x_{t-1})$",
-             "posterior $q(x_{t-1}|x_t,x)$,\nof variance beta-tilde"])
+step.legend(["prior $q(x_{t-1}|x)$", "likelihood $q(x_t|x_{t-1})$, scaled to area 1",
+             "posterior $q(x_{t-1}|x_t,x)$, of variance beta-tilde"])
 step.set_xticks([-1, 2], ["$x_t$", "$x$"])
 step.set_title("One step back, if x is known: prior times likelihood gives the posterior")
 def draw(row, steps):

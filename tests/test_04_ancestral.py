@@ -196,7 +196,7 @@ def shown(ax, limit):
 
 
 def test_the_top_panel_is_bayes_rule_on_a_grid(run):
-    step, x_u = run.ns.panels["s"], np.linspace(-3, 5, 401)  # x = 2, xt = -1, abar_prev = 0.49, beta = 0.36
+    step, x_u = run.ns.panels["s"], np.linspace(-3, 6, 451)  # x = 2, xt = -1, abar_prev = 0.49, beta = 0.36
     prior = np.exp(-(x_u - 0.7 * 2) ** 2 / (2 * 0.51)) / math.sqrt(2 * math.pi * 0.51)
     likelihood = np.exp(-(-1 - 0.8 * x_u) ** 2 / (2 * 0.36)) / math.sqrt(2 * math.pi * 0.36)
     curves = [prior, likelihood * 0.8, prior * likelihood / ((prior * likelihood).sum() * 0.02)]  # of area 1 over x_u
