@@ -65,7 +65,7 @@ def train(abar, iters, width=64, batch_size=1024, lr=0.03):  # net: [xt, t / T] 
 #     mean / var = prior_mean / prior_var + like_mean / like_var
 def posterior(xt, x, beta, abar_prev):  # mean, (B, D), and variance of q(x_{t-1} | xt, x)
     prior_mean = abar_prev.sqrt() * x  # equation 4 for t - 1
-    prior_var = 1 - abar_prev  # 0 if t = 1, so we multiply the equations by prior_var * like_var
+    prior_var = 1 - abar_prev  # 0 at time 0, so we multiply the equations by prior_var * like_var
     like_mean = xt / (1 - beta).sqrt()  # xt = sqrt(1 - beta) x_{t-1} + sqrt(beta) z, solved
     like_var = beta / (1 - beta)
     mean = (like_var * prior_mean + prior_var * like_mean) / (prior_var + like_var)
@@ -115,7 +115,7 @@ for style, mean, var in [("k--", 1.4, 0.51),  # prior_mean, prior_var, then like
 step.legend(["prior $q(x_{t-1}|x)$", "likelihood $q(x_t|x_{t-1})$, scaled to area 1",
              "posterior $q(x_{t-1}|x_t,x)$, of variance beta-tilde"])
 step.set_xticks([-1, 2], ["$x_t$", "$x$"])
-step.set_title("One step back, if x is known: prior times likelihood gives the posterior")
+step.set_title("One step back to $x_{t-1}$ for a known x: prior times likelihood gives the posterior")
 def draw(row, steps):
     for name, variance in zip(row, VARIANCES):
         ax, samples = panels[name], sample(net, noise, ABAR, steps, variance)
