@@ -115,7 +115,7 @@ for style, mean, var in [("k--", 1.4, 0.51),  # prior_mean, prior_var, then like
 step.legend(["prior $q(x_{t-1}|x)$", "likelihood $q(x_t|x_{t-1})$, scaled to area 1",
              "posterior $q(x_{t-1}|x_t,x)$, of variance beta-tilde"])
 step.set_xticks([-1, 2], ["$x_t$", "$x$"])
-step.set_title("One step back to $x_{t-1}$ for a known x: prior times likelihood gives the posterior")
+step.set_title("A step to $x_{t-1}$, if x is known: prior times likelihood gives the posterior")
 def draw(row, steps):
     for name, variance in zip(row, VARIANCES):
         ax, samples = panels[name], sample(net, noise, ABAR, steps, variance)
