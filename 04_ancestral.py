@@ -66,7 +66,7 @@ def train(abar, iters, width=64, batch_size=1024, lr=0.03):  # net: [xt, t / T] 
 def posterior(xt, x, beta, abar_prev):  # mean, (B, D), and variance of q(x_{t-1} | xt, x)
     prior_mean = abar_prev.sqrt() * x  # equation 4 for t - 1
     prior_var = 1 - abar_prev  # 0 at time 0, so we multiply the equations by prior_var * like_var
-    like_mean = xt / (1 - beta).sqrt()  # xt = sqrt(1 - beta) x_{t-1} + sqrt(beta) z, solved
+    like_mean = xt / (1 - beta).sqrt()  # from xt = sqrt(1 - beta) x_{t-1} + sqrt(beta) z
     like_var = beta / (1 - beta)
     mean = (like_var * prior_mean + prior_var * like_mean) / (prior_var + like_var)
     return mean, prior_var * like_var / (prior_var + like_var)
@@ -88,7 +88,7 @@ def sample(net, xt, abar, num_steps, variance):  # algorithm 2, from noise xt, (
     for t, u in zip(times, times[1:]):
         eps_hat = net(nn.functional.pad(xt, (0, 1), value=t / T))  # t / T is the last column
         x_hat = (xt - (1 - abar[t]).sqrt() * eps_hat) / abar[t].sqrt()  # equation 4, solved for x
-        beta = 1 - abar[t] / abar[u]  # beta_t if u is t - 1
+        beta = 1 - abar[t] / abar[u]  # equal to beta_t if u is t - 1
         mean, beta_tilde = posterior(xt, x_hat, beta, abar[u])
         var = {"beta-tilde": beta_tilde, "beta": beta, "zero": 0 * beta}[variance]
         xt = mean + var.sqrt() * torch.randn_like(xt)  # in long steps, no Gaussian is right
@@ -106,7 +106,7 @@ limit = energy_distance(noise, real)
 hundred, thousand, ten_beta, ten_tilde = [energy_distance(sample(net, noise, ABAR, *how), real)
     for how in [(100, args.var), (1000, "beta"), (10, "beta"), (10, "beta-tilde")]]
 
-# --- The figure. On top: one step back from xt = -1 for x = 2, beta = 0.36, and abar_prev = 0.49.
+# --- The figure. On top: a long step back from xt = -1, for x = 2, beta = 0.36, abar_prev = 0.49.
 fig, panels = plt.subplot_mosaic("sss;abc;def;ghi", figsize=(10.5, 9), layout="constrained")
 step, x_prev = panels["s"], torch.linspace(-3, 6, 451)
 for style, mean, var in [("k--", 1.4, 0.51),  # prior_mean, prior_var, then like_mean, like_var
