@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
-VARIANCES = ["zero", "beta-tilde", "beta"]  # of the noise that a step back adds
+VARIANCES = ["zero", "beta-tilde", "beta"]  # choices for the noise that each step back adds
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--var", choices=VARIANCES, default="beta", help="noise of C1 (%(default)s)")
 parser.add_argument("--iters", type=int, default=800, help="of training (default: %(default)s)")
@@ -78,8 +78,8 @@ def posterior(xt, x, beta, abar_prev):  # mean, (B, D), and variance of q(x_{t-1
 # - beta is exact for data N(0, I). Then x_{t-1} and xt are N(0, I), too, and their covariance is
 #   sqrt(1 - beta), so that var(x_{t-1} | xt) = 1 - covariance^2 = beta.
 # - zero adds none. For data N(0, I), xt becomes sqrt(1 - beta) xt, so that all samples shrink to 0.
-# --- Longer steps need no new net. All steps from an earlier time u to t are one step, too (lesson
-# 02), with 1 - beta = abar_t / abar_u. So u can take the place of t - 1 in everything above.
+# --- Longer steps need no new net. The noise steps from an earlier time u to t combine into one
+# (lesson 02), with 1 - beta = abar_t / abar_u. So u can take the place of t - 1 in all of this.
 @torch.no_grad()
 def sample(net, xt, abar, num_steps, variance):  # algorithm 2, from noise xt, (B, D)
     T = len(abar) - 1
@@ -141,7 +141,7 @@ fig.savefig("04_ancestral.png", dpi=120)
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
-# With real data for both samples, C1 has a std of 0.0016. With an untrained net, C2 is nearly 1.
+# If both samples were fresh real data, C1 would have a std of 0.0016. Untrained, C2 is nearly 1.
 claim("C1", f"100 steps with {args.var} match 1000. Added distance", hundred - thousand, "<", 0.006)
 claim("C2", "With 10 steps, beta-tilde's distance over beta's", ten_tilde / ten_beta, ">", 1.25)
 claim("C3", "1000 steps (beta) end closer to the data than noise. Distance", thousand, "<", limit)
