@@ -1,4 +1,4 @@
-"""Six pictures for the README: the path, what its code draws (moons, handwriting), tokens, the grid of objectives and nets, and rounds.
+"""Seven pictures for the README: the path, the chain, what its code draws (moons, handwriting), tokens, objectives and nets, rounds.
 `python tests/regenerate.py --proofs` draws them."""
 import re
 import tempfile
@@ -12,6 +12,7 @@ from conftest import ROOT, paste
 from torch import nn
 
 GALLERY = ROOT / ".github" / "gallery"
+CODE = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)[:3]  # its program, and DDPM's two parts
 
 def draw_10():
     """Text, sound and an image as integers."""
@@ -37,16 +38,14 @@ def draw_10():
     sound.legend(loc="upper center")
 
     image.imshow(images[32], "Greys")
-    image.set(title=f"An image: each row is one of {len(codebook)}", xticks=[], yticks=range(16))
-    image.set_yticklabels(tokens.view(40, 16)[32].tolist())
+    image.set(title=f"An image: each row is one of {len(codebook)}", xticks=[], yticks=range(16), yticklabels=tokens.view(40, 16)[32].tolist())
     fig.savefig(GALLERY / "10_media.png", dpi=120)
 
 def draw_heart():
     """What the code on the README's front page draws; its samples, and data."""
-    code = re.search(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)[1]
     torch.manual_seed(0)
     plt.figure(figsize=(5, 3), layout="constrained")
-    exec(compile(code, "README.md", "exec"), names := {})
+    exec(compile(CODE[0], "README.md", "exec"), names := {})
     plt.savefig(GALLERY / "heart.png", dpi=120)
     return names["x"], names["two_moons"](1000)
 
@@ -88,15 +87,33 @@ def draw_path():
     y = np.linspace(-3.2, 3.2, 400)
     noise = np.exp(-(y**2) / 2) / np.sqrt(2 * np.pi)
     data = np.exp(-((y[:, None] - mu) ** 2) / (2 * std**2)).sum(1) / (2 * std * np.sqrt(2 * np.pi))
-    between = ["a path YOU choose:\nx_t = t x + (1 - t) eps", "x_t follows v(x_t, t),\nwhich a net learns"]
-    for ax, words in zip(panels, between):
+    for ax, title, words in zip(panels, ["fixed, for training: pairs of noise and data, on lines that cross",
+                                         "learned, for sampling: the mean velocity of all lines at a place"],
+                                ["a path YOU choose:\nx_t = t x + (1 - t) eps", "x_t follows v(x_t, t),\nwhich a net learns"]):
         ax.fill_betweenx(y, -0.3 * noise, color="k")
         ax.fill_betweenx(y, 1, 1 + 0.12 * data, color="0.7")
-        ax.set(xlim=(-0.2, 1.25), ylim=(-3.2, 3.2), xticks=[0, 0.5, 1], yticks=[])
-        ax.set_xticklabels(["t = 0\nnoise", words, "t = 1\ndata"])
-    panels[0].set_title("fixed, for training: pairs of noise and data, on lines that cross")
-    panels[1].set_title("learned, for sampling: the mean velocity of all lines at a place")
+        ax.set(xlim=(-0.2, 1.25), ylim=(-3.2, 3.2), xticks=[0, 0.5, 1], yticks=[], title=title, xticklabels=["t = 0\nnoise", words, "t = 1\ndata"])
     fig.savefig(GALLERY / "path.png", dpi=120)
+
+def draw_chain(times=(0, 50, 150, 400, 1000)):
+    """DDPM's chain on the moons, both ways: the forward one step by step, and the reverse one by the page's two parts for DDPM."""
+    program = CODE[0].partition("for i in range")[0] + CODE[1] + CODE[2].replace("for t", "reverse = {T: x}\nfor t") + "    reverse[t - 1] = x\n"
+    torch.manual_seed(0)
+    exec(compile(program, "README.md", "exec"), names := {})
+    forward = [names["two_moons"](1000)]
+    for beta in names["beta"][1:]:
+        forward.append((1 - beta).sqrt() * forward[-1] + beta.sqrt() * torch.randn(1000, 2))
+    kinds = [(forward, "0.6", "data", "Forward, fixed: each step $q(x_t|x_{t-1})$ shrinks the points a little and adds a little noise  $\\longrightarrow$"),
+             (names["reverse"], "tab:blue", "sample", "$\\longleftarrow$  Reverse, learned: each step $p_\\theta(x_{t-1}|x_t)$ "
+              "goes to a predicted mean and adds a little noise")]
+    fig, rows = plt.subplots(2, len(times), figsize=(12, 4.9), layout="constrained")
+    for row, (path, color, end, title) in zip(rows, kinds):
+        row[2].set_title(title, size=13)
+        for ax, t in zip(row, times):
+            ax.plot(*path[t].T, ".", color=color, ms=3)
+            ax.set(xlim=(-3, 3), ylim=(-2.4, 2.4), xticks=[], yticks=[], xlabel=f"$x_{{{t}}}$" + {0: f", {end}", 1000: ", noise"}.get(t, ""))
+    fig.savefig(GALLERY / "chain.png", dpi=100)
+    return [(forward[t], names["reverse"][t]) for t in times]
 
 def draw_grid(iters=800):
     """Ten digits by lesson 08's DiT and its MLP of one token, with flow matching and with the page's three lines for DDPM."""
@@ -112,8 +129,7 @@ def draw_grid(iters=800):
     rows = torch.cat([torch.cat([*nn.functional.pad(row[:, 0].clamp(-1, 1), [1] * 4, value=1)], 1) for row in drawn.values()])
     fig, ax = plt.subplots(figsize=(10, 4), layout="constrained")
     ax.imshow(rows, "gray", extent=(0, 10, 3.5, -0.5))
-    ax.set(title="Both objectives draw clean digits with 16 tokens of 48 numbers, but not with one", xticks=[], yticks=range(4))
-    ax.set_yticklabels(drawn)
+    ax.set(title="Both objectives draw clean digits with 16 tokens of 48 numbers, but not with one", xticks=[], yticks=range(4), yticklabels=drawn)
     fig.savefig(GALLERY / "grid.png", dpi=100)
     return drawn
 

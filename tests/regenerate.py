@@ -172,12 +172,8 @@ names = [path.stem for path in sorted(ROOT.glob("[01][0-9]_*.py")) if path.stem.
 if args.proofs:
     import proof_pictures
 
-    proof_pictures.draw_10()
-    proof_pictures.draw_heart()
-    proof_pictures.draw_handwriting()
-    proof_pictures.draw_path()
-    proof_pictures.draw_grid()
-    proof_pictures.draw_rounds()
+    for picture in ("10", "heart", "handwriting", "path", "chain", "grid", "rounds"):
+        getattr(proof_pictures, f"draw_{picture}")()
     sys.exit()
 if args.moving:
     os.environ["MPLBACKEND"] = "Agg"

@@ -60,11 +60,6 @@ def test_solve_steps_from_0_to_1_and_returns_the_path(pieces):
     assert torch.allclose(path[:, 0, 0], torch.tensor([0, 0, 0.04, 0.12, 0.24, 0.4]))
 
 
-def test_velocity_appends_the_time_as_the_last_column(pieces):
-    x = torch.randn(4, 2)
-    assert torch.equal(pieces.velocity(lambda rows: rows)(x, 0.25), torch.hstack([x, torch.full((4, 1), 0.25)]))
-
-
 def test_a_trained_net_is_the_mean_velocity_of_two_points(pieces):
     """Data at (2, 0) and (-2, 0): v = E[x | xt] - E[eps | xt], where E[x | xt] = 2 tanh(2 t xt / (1 - t)^2) along the axis."""
     torch.manual_seed(0)
