@@ -131,11 +131,11 @@ def draw(T):
     chart.clear()
     chart.plot(ks, "k", [0, 1000], [MAX_KS, MAX_KS], "k--")
     chart.set(title=f"Chain and draw differ by more than chance at {sum(ks > MAX_KS)} of {T} times",
-              ylim=(0, 0.06), ylabel="KS", xlabel="t (KS: largest gap of distribution functions)")
+              ylim=(0, 0.06), ylabel="largest gap (KS)", xlabel="t (dashed: limit of chance)")
 draw(args.T)
 fig.legend(clouds[0].lines, ["after t small steps", "after one draw", "one point's small steps",
            "the same point's draw"], ncols=4, loc="outside upper center", title_fontsize="x-large",
-           title="t small steps are like one draw, x_t = a_t x_0 + s_t eps")
+           title="t small steps end like one draw, $x_t = a_t x_0 + s_t \\epsilon$")
 slider.on_changed(lambda T: draw(int(T)))
 fig.savefig("02_ddpm_forward.png", dpi=120)
 

@@ -115,7 +115,7 @@ titles = ["Lines from noise (circles) meet at t = 0.5.\n"
           "Noise follows their mean velocity (orange)",
           f"A net learns the mean {'velocity' if args.target == 'v' else 'of x'} (orange: 1/5).\n"
           f"Moved with it, noise (blue) {'ends as' if gap < STD else 'misses'} data (gray)",
-          "Why not learn where to go, the mean of x?\nMoved with it, noise overshoots the data"]
+          "The mean of x is a place, not a velocity.\nMoved with it, noise overshoots the data"]
 fig, axes = plt.subplots(1, 3, figsize=(12, 4.3), layout="constrained")
 slider = plt.Slider(plt.axes([0.5, 0.04, 0.4, 0.04]), "black: paths to time t", 0, 1, valinit=1)
 side = torch.linspace(-2.4, 2.4, 8)

@@ -111,7 +111,7 @@ exact = solve(first, noise, 50, rk4)  # (51, 2000, 2). Some end in the gap, as v
 error = lambda v, n, step: (solve(v, noise, n, step)[-1] - exact[-1]).norm(dim=1).mean()
 euler_error, reflow_error = [[error(v, n, euler) for n in range(17)] for v in (first, second)]
 fig, ((ax_1, ax_2), (ax_3, chart)) = plt.subplots(2, 2, figsize=(10, 8), layout="constrained")
-fig.suptitle("Gray: data. Circles: noise and exact end. Dots: steps. Red: over 0.2 from exact end")
+fig.suptitle("Gray: data. Circles: exact ends. Dots: Euler steps. Red: over 0.2 from exact end")
 chart.semilogy(euler_error, "o-", reflow_error, "o-")
 chart.semilogy(range(0, 17, 2), [error(first, n, heun) for n in range(9)], "C4o-")  # 2 NFE a step
 chart.semilogy(range(0, 17, 4), [error(first, n, rk4) for n in range(5)], "C2o-")  # 4 NFE a step
@@ -128,7 +128,7 @@ def draw(n):
         ax.clear()
         ax.scatter(*x[:6000].T, 3, "0.8")
         for i in range(10, 16):  # six of 2000
-            ax.plot(*exact[:, i].T, "ko--", mfc="w", ms=10, markevery=50)
+            ax.plot(*exact[:, i].T, "ko--", mfc="w", ms=10, markevery=[50])
             ax.plot(*path[:, i].T, "k.-")
         ax.axis(ax.axis())  # does not move with the slider
         ax.scatter(*path[-1].T, 3, np.where(far, "r", color), alpha=0.5)

@@ -108,7 +108,7 @@ def measure(x, tokens):
 
 net = train(tokens, len(codebook), args.iters).requires_grad_(False)  # the training is over
 fig, axes = plt.subplots(5, figsize=(12, 6.6), height_ratios=[3, 2, 2, 2, 2], layout="constrained")
-fig.suptitle("Guessing many rows at once breaks images. Keeping only probable rows repeats images.")
+fig.suptitle("Rows guessed at once may not fit together. Keeping the most probable repeats images.")
 passes = plt.Slider(plt.axes([.9, .95, .07, .04]), "passes ", 1, 16, valinit=args.passes, valstep=1)
 axes[0].imshow(torch.vstack([torch.hstack([*half]) for half in images.split(20)]), "Greys")
 axes[0].set_title("40 training images: a row of pixels is a token. 100 fair draws show about 37")
@@ -128,7 +128,7 @@ def draw(value):
         ax.clear()
         ax.imshow(torch.hstack([*nn.functional.pad(shown, [0, 0, 1, 1, 1, 1], value=1)]))
         ax.set_title(f"{method} (passes: {len(seen)}): {METHODS[method]}", loc="left")
-        ax.set_title(f"{counts.sum()}% correct: copies of {(counts > 0).sum()} images", loc="right")
+        ax.set_title(f"{counts.sum()}% correct, {(counts > 0).sum()} of 40 images", loc="right")
     plt.setp(axes, xticks=[], yticks=[])
 
 passes.on_changed(draw)

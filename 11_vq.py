@@ -102,7 +102,7 @@ def measure(net, x):
 
 gray_error = x.var(1, correction=0).mean() / x.var()  # if each patch becomes its mean gray
 fig, axes = plt.subplots(2, 5, figsize=(10, 5.2), layout="constrained")
-fig.suptitle("A codebook that starts far from all z collapses. Restarts or FSQ prevent it.")
+fig.suptitle("A codebook that starts far from all z collapses, or needs restarts. FSQ learns none.")
 
 def draw_image(ax, patches, title):
     image = nn.functional.fold(patches.T, (160, 160), 4, stride=4)[0, 40:120, 80:]
@@ -132,7 +132,7 @@ draw(3, "FSQ", fsq_net)
 draw(4, "FSQ, no gradient", without)
 draw_image(axes[1, 0], x, "part of the photo")
 axes[0, 0].legend(axes[0, 3].lines, ["z of a patch", "unused entry", "entry in use", "boxed patch"],
-                  title=f"error 1: plain gray\nred: above {gray_error:.3f},\nthat of gray patches")
+                  title=f"error 1: one gray\nred: above {gray_error:.3f},\none gray per patch")
 axes[0, 0].set_axis_off()
 fig.savefig("11_vq.png", dpi=140)
 box = plt.axes([0.45, 0.005, 0.4, 0.03])

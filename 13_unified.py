@@ -96,7 +96,7 @@ def generate(net, prompt, answer, length):  # continues the answer from (B, n) t
 net = train(UnifiedTransformer(len(VOCAB)), args.iters).requires_grad_(False)
 num_given = 0 if args.no_special_tokens else 1  # how many tokens of the answer the net is given
 fig, ax = plt.subplots(figsize=(12, 7.6), layout="constrained")
-fig.suptitle("The special token says what to write. Without it, the net guesses.", size=18)
+fig.suptitle("The special token chooses the modality. Without it, the net guesses.", size=18)
 COLORS = {"given": "lightgray", "right": "lightblue", "wrong": "lightcoral", "guessed": "khaki"}
 fig.legend(ax.bar(range(4), 1, color=[*COLORS.values()]), COLORS, loc=(0.885, 0.3), fontsize=12)
 def draw_row(y, title, tokens, marks):  # one tile a token, with its index in VOCAB

@@ -115,10 +115,10 @@ outputs["first is wrong"] = written, tokens
 for row, (written, right) in enumerate(outputs.values()):  # of task 1, all tokens after the start
     for i in range(GOAL - min(row, 4), -1):  # < 0: from the end
         color = "red" if written[1, i] != right[1, i] else "skyblue" if i < GOAL else "w"
-        strip.text(i, row, "012345678■▦??"[written[1, i]], ha="center", bbox=dict(fc=color))
-strip.set_title("What the net writes (red: wrong). Last row: we chose the first, wrong thought")
-strip.set(yticks=[], ylim=[5.9, -1.1])
-strip.set_xticks([-16.5, GOAL, -6], ["thoughts", "goal", "<image> (▦), then B with the goal black"])
+        strip.text(i, row, "012345678■▦??"[written[1, i]], ha="center", bbox={"fc": color})
+strip.set_title("What the net writes (red: wrong). Last row: what follows our wrong first thought")
+strip.set(yticks=[], xlim=[-17, 0], ylim=[5.9, -1.1])
+strip.set_xticks([-14.5, GOAL, -6], ["thoughts", "goal", "<image> (▦), then B with the goal black"])
 
 def draw(label):  # shows task 1
     ax.clear()
@@ -131,7 +131,7 @@ def draw(label):  # shows task 1
             arrowstyle="-|>", connectionstyle="arc3,rad=-0.15", shrinkA=20, shrinkB=20))
     ax.set(title=f"Map A: each digit names the next cell\n(the arrows show the row \"{label}\")",
            xlim=[-0.5, 2.5], ylim=[2.5, -0.5])
-    ax.axis("off")
+    ax.set_axis_off()
     plt.draw()
 
 radio = widgets.RadioButtons(buttons, list(outputs))

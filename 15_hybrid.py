@@ -114,8 +114,8 @@ for encoder, encode in encoders.items():
         drawn[f"{encoder}, {name}"] = sample(net, torch.randn(800, 3, 3), encode(prompts), 10)
 
 fig, axes = plt.subplots(5, 5, figsize=(10, 6.4), layout="constrained")
-fig.suptitle("To place each color, attention needs features that know the word order", x=0.65)
-fig.supxlabel("Cross: not the color asked for in this place. Shuffled: 42%, as colors may repeat.")
+fig.suptitle("Colors get into place by attention to features that know the word order", x=0.65)
+fig.supxlabel("Cross: wrong here. Guesses: 33% correct. Right colors, shuffled: 42% in place")
 plt.setp(axes, xticks=[], yticks=[])
 for ax, caption in zip(axes[0], prompts.view(800, 3, 2)):
     ax.set_title("\n".join(f"{WORDS[position]} {WORDS[color]}" for position, color in caption))
@@ -124,7 +124,7 @@ def draw(encoder):
     rows += [f"{other}, cross-attention" for other in encoders if other != encoder]
     for row, label in zip(axes, rows):
         what, where, in_place = measure(drawn[label], asked)
-        text = f"correct colors: {what:.0%} (random: 33%)\nin place: {where:.0%} (shuffled: 42%)"
+        text = f"correct colors: {what:.0%}\nin place: {where:.0%}"
         row[0].set_ylabel(f"{label}\n{text}", rotation=0, ha="right", va="center", size=11)
         for ax, flag, wrong in zip(row, drawn[label], ~in_place):  # the first five
             ax.imshow(flag[None].clip(-1, 1) / 2 + 0.5, aspect="auto", zorder=2)  # hides old marks

@@ -138,7 +138,7 @@ def test_gains_of_the_run_are_those_on_grids(ns, nets, summed):
         sums = (W * (2 * ABAR - exact - summed(nets[name]))).cumsum()[1:]
         assert np.abs(gain.cumsum(0).numpy() - sums).max() < 0.15, name  # four standard deviations
     best = math.log(2 * math.pi) + 1 - moons.entropy()
-    assert abs(best - ns.low.lines[4].get_ydata()[0]) < 0.005 and 0.01 < best - on_grids(exact) < 0.02
+    assert abs(best - ns.low.lines[4].get_ydata()[0]) < 0.005 and ns.low.texts[3].get_text() == f"best possible: {best:.2f}" and 0.01 < best - on_grids(exact) < 0.02
 
 def test_predicting_x0_loses_nats_in_the_first_steps_only(ns, nets, summed):
     """Nats lost to the exact answer: about 8, of which three quarters at t = 1 to 5."""
@@ -189,7 +189,7 @@ def shown(ns):
     L_simple's below and the others' above the end, so that close ones don't touch, and no label leaves the chart."""
     for line, label in zip(ns.low.lines[:3], ns.low.texts):
         nats, (x, y) = line.get_ydata()[-1], label.get_position()
-        assert np.array_equal(line.get_xdata(), np.arange(1, 1001)) and label.get_text() == f"{line.get_label()}:\n{nats:.2f} nats"
+        assert np.array_equal(line.get_xdata(), np.arange(1, 1001)) and label.get_text() == f"{line.get_label()}: {nats:.2f}"
         assert x > ns.low.get_xlim()[1] and abs(y - (nats if nats > -2.7 else -2.7)) < 1e-4 and label.get_va() == ("top" if "simple" in line.get_label() else "bottom")
     return [(line.get_label(), np.asarray(line.get_ydata()), line.get_linestyle(), "red" if same_color(line.get_color(), "tab:red") else "blue")
             for line in ns.low.lines[:3]]

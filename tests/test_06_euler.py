@@ -167,7 +167,7 @@ def test_each_panel_marks_the_samples_that_end_off_and_some_end_in_the_gap(ns):
         assert "exact" in ax.get_title() or "steps: 5" in ax.get_title()
         off, gap = off + [red.mean()], gap + [(torch.cdist(torch.tensor(cloud).float(), ns.x).amin(1) > 0.1).float().mean()]
         dashed, path = (np.stack([line.get_xydata() for line in lines]) for lines in (ax.lines[::2], ax.lines[1::2]))
-        assert {(line.get_linestyle(), line.get_markevery()) for line in ax.lines[::2]} == {("--", 50)} and dashed.shape == (6, 51, 2)
+        assert {(line.get_linestyle(), tuple(line.get_markevery())) for line in ax.lines[::2]} == {("--", (50,))} and dashed.shape == (6, 51, 2)
         assert np.abs(dashed[:, ::50] - np.stack([start, exact[10:16]], 1)).max() < 1e-3 and np.abs(path[:, -1] - cloud[10:16]).max() < 1e-6
         assert ax is ns.ax_1 and path.shape[1] == 1 or path.shape == (6, 6, 2) and np.abs(path[:, 0] - start).max() < 1e-6
         assert (np.abs(ax.viewLim.get_points() - [data.min(0), data.max(0)]) < 0.1 * np.ptp(data, 0)).all()  # cropped to the data

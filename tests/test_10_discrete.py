@@ -114,7 +114,7 @@ def test_the_net_needs_at_most_a_nat_more_than_log_40(ns):
     assert abs((-p[..., 0] / t).sum(1).mean() - np.log(40)) < 0.1
 
 def titles(ns):  # {method: (passes, correct, distinct)} as written above each row of the figure
-    line = r"([\w ]+) \(passes: (\d+)\): \D+ (\d+)% correct: copies of (\d+) images"
+    line = r"([\w ]+) \(passes: (\d+)\): \D+ (\d+)% correct, (\d+) of 40 images"
     written = (re.fullmatch(line, f"{ax.get_title('left')} {ax.get_title('right')}").groups() for ax in ns.axes[1:])
     return {name: tuple(map(int, found)) for name, *found in written}
 

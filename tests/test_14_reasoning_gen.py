@@ -168,7 +168,7 @@ def test_boards_show_what_is_written_for_each_button(ns):
     path, a, b = ns.path[1].tolist(), ns.image_a[1].tolist(), ns.image_b[1].tolist()
     labels, shown = [*[f"thoughts: {n}" for n in range(5)], "first is wrong"], {text.get_position(): text for text in ns.strip.texts}
     assert ns.radio.value_selected == "thoughts: 4" and [label.get_text() for label in ns.radio.labels] == labels and ns.radio.ax is ns.buttons
-    assert len(ns.strip.texts) == 80 and ns.strip.get_xticks().tolist() == [-16.5, -12, -6]
+    assert len(ns.strip.texts) == 80 and ns.strip.get_xticks().tolist() == [-14.5, -12, -6]
     for n in (5, 3, 2, 1, 0, 4):
         ns.radio.set_active(n)
         tokens, *rows = L.make_sequences(ns.path[1:2], ns.image_a[1:2], ns.image_b[1:2], 5, min(n, 4))
