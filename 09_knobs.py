@@ -111,8 +111,8 @@ errors.semilogy([*error], [*error.values()], "o-")
 errors.legend(["Euler, linear", "Euler, cosine", "Heun, cosine"])
 linear, cosine, heun = error["16"]
 errors.set(title=f"Knob 3: cosine has {cosine / linear:.0%} of linear's error\n"
-                 f"Knob 4: Heun has {heun / cosine:.0%} of Euler's (16 NFE)",
-           xlabel="NFE (number of evaluations of v)", ylabel="error: distance to exact ends")
+                 f"Knob 4: Heun has {heun / cosine:.0%} of Euler's",
+           xlabel="NFE: evaluations of v (titles: at 16)", ylabel="error: distance to exact ends")
 
 # --- Knob 5, guidance. We aim at p(xt) * p(y | xt)^w, where w > 1 makes the label count more. By
 # Bayes' rule, its log is (1 - w) * log p(xt) + w * log p(xt | y), plus a constant. The gradient of

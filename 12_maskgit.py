@@ -120,10 +120,10 @@ def draw(row, num_rounds):
     for ax, (name, x) in zip(row, samples.items()):
         is_wrong, wrong, images = score(x, tokens)
         ink = codebook[x]  # (B, N, 4), 0 is drawn white, and 1 black
-        ink[is_wrong] = -0.7  # less than 0 is drawn red
-        pixels = nn.functional.fold(ink[:24].mT, (16, 16), 2, stride=2).view(3, 8, 16, 16)
+        ink[is_wrong] = -0.4 - 0.5 * ink[is_wrong]  # less than 0 is drawn red, and ink dark red
+        pixels = nn.functional.fold(ink[:10].mT, (16, 16), 2, stride=2).view(2, 5, 16, 16)
         ax.clear()
-        ax.imshow(pixels.transpose(1, 2).reshape(48, 128), "RdGy", vmin=-1, vmax=1)
+        ax.imshow(pixels.transpose(1, 2).reshape(32, 80), "RdGy", vmin=-1, vmax=1)
         ax.set(xticks=[], yticks=[], title=name if ax in axes[0] else "")
         ax.set_xlabel(f"{wrong:.1f} of 64 tokens wrong, {images} of 40 images occur\n")
     row[0].set_ylabel(f"rounds: {num_rounds}")
@@ -133,7 +133,7 @@ for row, num_rounds in zip(axes, [1, args.rounds, 64]):
 for slider in (rounds, noise):
     slider.on_changed(lambda _: draw(axes[1], int(rounds.val)))
 fig.suptitle("More rounds leave fewer wrong tokens. Without noise, MaskGIT repeats a few images.\n"
-             "200 fair samples show nearly all 40. Red: unlike the nearest one. Sliders: row 2")
+             "We show 10 of 200 samples. Red: unlike the nearest training image. Sliders: row 2")
 fig.savefig("12_maskgit.png", dpi=120)
 
 def claim(name, sentence, value, sign, bound):
