@@ -112,8 +112,8 @@ fig, axes = plt.subplot_mosaic("AAAAABBBBBCCCCC;DDDEEEFFFGGGHHH", height_ratios=
 fig.subplots_adjust(left=0.06, right=0.99, top=0.93, hspace=0.26)
 chart, *panels = axes.values()
 chart.semilogy(dims, expected, "ko--")
-chart.set(xlabel="dimension d", ylabel="effective sample size of a billion guesses", xticks=dims)
-chart.set_title(f"In 14 dimensions, a billion guesses\nare worth {expected[-1]:.3f} samples")
+chart.set(xlabel="dimension d", ylabel="samples that a billion guesses replace", xticks=dims)
+chart.set_title(f"In 14 dimensions, a billion guesses\nreplace {expected[-1]:.3f} samples")
 slider = plt.Slider(plt.axes([0.4, 0.02, 0.3, 0.03]), "steps", 1, 50, valinit=args.steps, valstep=1)
 
 def draw(steps):

@@ -115,8 +115,8 @@ def elbo_gain(net, x_0):  # data (n * T, D); returns the nats gained at t = 1, .
 fig, (top, low) = plt.subplots(2, figsize=(10, 7.5), layout="constrained")
 steps = range(1, T + 1)
 top.loglog(steps, WEIGHT / WEIGHT.mean(), steps, [1] * T, "C0--")
-top.text(20, 8, "solid: the ELBO, w_t divided by its mean\ndashed: L_simple drops the weights")
-top.set(title="The ELBO weighs errors most at small t", ylabel="weight of |eps - eps_hat|^2")
+top.text(20, 8, "solid: the ELBO, $w_t$ divided by its mean\ndashed: L_simple drops the weights")
+top.set(title="The ELBO weighs errors most at small t", ylabel="weight of the error")
 gains = []
 for target, loss in [(args.predict, "L_simple"), (args.predict, "ELBO"), ("mean", "ELBO")]:
     torch.manual_seed(args.seed)  # the same start and noise for every net
@@ -128,7 +128,7 @@ for target, loss in [(args.predict, "L_simple"), (args.predict, "ELBO"), ("mean"
 low.axhline(c="k")
 low.axhline(1.26, c="0.5", ls=":")  # mean log p_data over log N(0, I): no model has a higher mean
 low.text(1.5 * T, 1.26, "best possible: 1.26")
-low.set(title="A net that predicts the mean (red) ends below N(0, I) (black)", ylim=(-3, 1.5))
+low.set(title="The net that predicts the mean (red) ends below N(0, I) (black)", ylim=(-3, 1.5))
 low.set(xlabel="t (90% of steps are beyond 100)\n\n", ylabel="nats gained up to t")
 def draw(error):  # of each coordinate of the mean; by (12), it costs 2 error^2 / (2 beta_t) nats
     for curve, label, gain in zip(low.lines, low.texts, gains):

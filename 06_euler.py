@@ -51,7 +51,7 @@ try:
     assert std.min() > 0, "found nan, inf, or a column of equal numbers"
 except Exception as reason:
     parser.error(f"--data {args.data!r}: {reason}; needed are rows of two numbers or dark pixels")
-print(f"We train on 20,000 random draws from {len(points):,} points.")
+print(f"We train on 20,000 draws, with replacement, from {len(points):,} points.")
 x = points[torch.randint(len(points), [20_000])]
 x = ((x - mean) / std).float()  # (20000, 2)
 
@@ -111,7 +111,7 @@ exact = solve(first, noise, 50, rk4)  # (51, 2000, 2). Some end in the gap, as v
 error = lambda v, n, step: (solve(v, noise, n, step)[-1] - exact[-1]).norm(dim=1).mean()
 euler_error, reflow_error = [[error(v, n, euler) for n in range(17)] for v in (first, second)]
 fig, ((ax_1, ax_2), (ax_3, chart)) = plt.subplots(2, 2, figsize=(10, 8), layout="constrained")
-fig.suptitle("Gray: data. Circles: exact ends. Dots: Euler steps. Red: over 0.2 from exact end")
+fig.suptitle("Gray: data. Circles: exact ends. Black: Euler steps. Red: over 0.2 from exact end")
 chart.semilogy(euler_error, "o-", reflow_error, "o-")
 chart.semilogy(range(0, 17, 2), [error(first, n, heun) for n in range(9)], "C4o-")  # 2 NFE a step
 chart.semilogy(range(0, 17, 4), [error(first, n, rk4) for n in range(5)], "C2o-")  # 4 NFE a step

@@ -134,7 +134,7 @@ for ax, blue, orange in [(left, vp, linear), (right, ddim_path, flow_path(predic
     ax.set(aspect=1, xmargin=0.2)
 left.set(xlabel="a, the weight of the data\n\n", ylabel="s, the weight of the noise")
 left.set_title("Dividing by $r=\\sqrt{a^2+s^2}$ leads from\nflow matching (orange) to DDPM (blue)")
-right.axis([-2.6, 3, -1.6, 2.6])
+right.axis([-0.9, 3, -0.7, 2.4])
 right.set_title("One net: flow matching (orange) ends where\nDDIM (blue) does, if we divide by r")
 power = plt.Slider(plt.axes([0.7, 0.03, 0.2, 0.03]), "divide by r? 0: no", 0, 1, valinit=args.power)
 power.on_changed(lambda p: line.set_data(*flow_path(make_predictor(net, p)).T))

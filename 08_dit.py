@@ -122,7 +122,7 @@ one_token = train(DiT(**dict(config, patch=size)), images, labels, args.iters, l
 y, noise = 1 + torch.arange(40) % num_classes, torch.randn(40, channels, size, size)
 fig, ax = plt.subplots(figsize=(10, 6), layout="constrained")
 grid = ax.imshow([[0, 1]], "gray", extent=(0, 10, 5.5, -0.5))  # 0 is black, and 1 is white
-ax.set(title="Twenty steps turn noise into images, if the tokens have room for it", xticks=[])
+ax.set(title="Twenty steps sharpen images, if the tokens have room for the noise", xticks=[])
 ax.set_yticks(range(6), ["training data", f"noise, {noise[0].numel()} numbers", "1 step, no label",
     "1 step, label", f"20 steps, {len(net.position)} tokens x {dim}", f"20 steps, 1 token x {dim}"])
 def draw(w, eps=noise[:10], y=y[:10]):  # one step from noise ends in the mean image: a blur

@@ -110,8 +110,8 @@ for nfe in (2, 4, 8, 16, 32, 64):
 errors.semilogy([*error], [*error.values()], "o-")
 errors.legend(["Euler, linear", "Euler, cosine", "Heun, cosine"])
 linear, cosine, heun = error["16"]
-errors.set(title=f"Knob 3: cosine has {cosine / linear:.0%} of linear's error\n"
-                 f"Knob 4: Heun has {heun / cosine:.0%} of Euler's",
+errors.set(title=f"Knob 3, cosine: {cosine / linear:.0%} of linear's error\n"
+                 f"Knob 4, Heun: {heun / cosine:.0%} of Euler's error",
            xlabel="NFE: evaluations of v (titles: at 16)", ylabel="error: distance to exact ends")
 
 # --- Knob 5, guidance. We aim at p(xt) * p(y | xt)^w, where w > 1 makes the label count more. By
@@ -132,7 +132,7 @@ def draw(w):  # a large w drives samples too far from the other moon, and amplif
         ax.plot(*x.T, ".", color="0.8")
         ax.plot(*guided[i].T, "C0.", *misses[i].T, "r.")
         ax.axis([-4, 3, -3, 2.5])
-        ax.set(title=f"Knob 5, w = {i}: {len(misses[i]) / 2000:.0%} miss", aspect=1, xlabel="\n")
+        ax.set(title=f"Guidance w = {i}: {len(misses[i]) / 2000:.0%} miss", aspect=1, xlabel="\n")
     ax.legend(["data", "samples on the upper moon", "misses: over 0.1 from it"])
 slider = plt.Slider(plt.axes([0.42, 0.01, 0.2, 0.03]), "guidance w", 0, 8, valinit=2, valstep=1)
 slider.on_changed(draw)

@@ -76,7 +76,7 @@ def train(tokens, vocab_size, iters, dim=16, width=128, batch_size=64, lr=0.01):
 # is A A or B B (two rows), half of all independent guesses are A B or B A. But if we keep only one
 # guess, the next pass sees it and copies it. The most probable guesses seldom clash, as the net is
 # sure of them. But rare rows have a low probability, so MaskGIT drops them, and its images repeat.
-METHODS = {"autoregressive": "top row first", "hybrid": "top row first, all the rest at last",
+METHODS = {"autoregressive": "top row first", "hybrid": "top row first, then all the rest",
            "MaskGIT": "most probable rows first", "masked diffusion": "random rows first"}
 
 def sample(net, method, num_samples, num_tokens, mask_token, num_passes):

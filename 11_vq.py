@@ -132,7 +132,7 @@ draw(3, "FSQ", fsq_net)
 draw(4, "FSQ, no gradient", without)
 draw_image(axes[1, 0], x, "part of the photo")
 axes[0, 0].legend(axes[0, 3].lines, ["z of a patch", "unused entry", "entry in use", "boxed patch"],
-                  title=f"error 1: one gray\nred: above {gray_error:.3f},\none gray per patch")
+                  title=f"error 1: all one gray\nred: above {gray_error:.3f},\neach patch one gray")
 axes[0, 0].set_axis_off()
 fig.savefig("11_vq.png", dpi=140)
 box = plt.axes([0.45, 0.005, 0.4, 0.03])

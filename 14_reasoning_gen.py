@@ -10,8 +10,7 @@ per forward pass. So it first writes down the cells on its way, as its thoughts.
 RUN    python 14_reasoning_gen.py                 (13 seconds; the buttons change its thoughts)
 BREAK  python 14_reasoning_gen.py --thoughts 0    (from 2 hops on, the net guesses, so C1 fails)
 PAPER  arXiv 2201.11903 (chain of thought), 2310.07923 (why it helps), 2405.09818 (Chameleon)"""
-import argparse
-import signal
+import argparse, signal
 import torch
 from matplotlib import pyplot as plt, widgets
 from torch import nn
@@ -113,12 +112,13 @@ follows = (written[:, GOAL] == path[:, 7]).float().mean()  # 4 hops after path[3
 outputs["first is wrong"] = written, tokens
 
 for row, (written, right) in enumerate(outputs.values()):  # of task 1, all tokens after the start
+    wrong = "red" if row < 5 else "orange"
     for i in range(GOAL - min(row, 4), -1):  # < 0: from the end
-        color = "red" if written[1, i] != right[1, i] else "skyblue" if i < GOAL else "w"
+        color = wrong if written[1, i] != right[1, i] else "skyblue" if i < GOAL else "w"
         strip.text(i, row, "012345678■▦??"[written[1, i]], ha="center", bbox={"fc": color})
-strip.set_title("What the net writes (red: wrong). Last row: what follows our wrong first thought")
-strip.set(yticks=[], xlim=[-17, 0], ylim=[5.9, -1.1])
-strip.set_xticks([-14.5, GOAL, -6], ["thoughts", "goal", "<image> (▦), then B with the goal black"])
+strip.set_title("What the net writes (red: wrong, orange: it follows our wrong first thought)")
+strip.set(yticks=[], ylim=[5.9, -1.1])
+strip.set_xticks([-16.5, GOAL, -6], ["thoughts", "goal", "<image> (▦), then B with the goal black"])
 
 def draw(label):  # shows task 1
     ax.clear()

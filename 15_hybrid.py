@@ -56,7 +56,7 @@ def cross(stripes, features):
     return stripes, features  # each stripe attends to the features of all words
 def joint(stripes, features):
     tokens = torch.cat([stripes, features], 1)  # (B, 3 + N, dim)
-    return tokens, tokens  # stripes and words attend to each other, in both attentions
+    return tokens, tokens  # stripes and words attend to each other
 # The mean of all features holds most of a flag, but mixed. The net learns colors, not their order.
 def pooled(stripes, features):
     return stripes, features.mean(1, keepdim=True)  # (B, 1, dim), the same for every stripe

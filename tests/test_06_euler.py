@@ -240,7 +240,7 @@ def test_own_data_leave_new_samples_in_the_units_of_the_file(lesson, tmp_path):
     np.save(tmp_path / "x.npy", table(40_000) * [1, 1000])
     run = lesson(NAME, "--data", str(tmp_path / "x.npy"), "--iters", "300")
     samples, data = np.load(run.folder / "06_euler.npy"), table(40_000) * [1, 1000]
-    assert "20,000 random draws from 40,000 points" in run.text and samples.shape == (2000, 2)
+    assert "20,000 draws, with replacement, from 40,000 points" in run.text and samples.shape == (2000, 2)
     assert (np.abs(samples.mean(0) - data.mean(0)) < 0.15 * data.std(0)).all()
     assert (np.abs(samples.std(0) / data.std(0) - 1) < 0.15).all()
     scaled = (samples - data.mean(0)) / data.std(0)

@@ -44,7 +44,7 @@ def by_hand(v, x, times, order=2):
     return x
 
 def cloud(ns, ax):  # samples, and the title's w and share of misses, whose samples are red: over 0.1 from the upper moon
-    w, percent = map(int, re.fullmatch(r"Knob 5, w = (\d): (\d+)% miss", ax.get_title()).groups())
+    w, percent = map(int, re.fullmatch(r"Guidance w = (\d): (\d+)% miss", ax.get_title()).groups())
     data, blue, red = (np.column_stack(line.get_data()) for line in ax.lines)
     assert [to_hex(line.get_color()) for line in ax.lines] == ["#cccccc", "#1f77b4", "#ff0000"] and np.abs(data - ns.x.numpy()).max() < 1e-6
     off = ((blue[:, None] - ns.upper.numpy())**2).sum(2).min(1) > 0.1**2
@@ -168,7 +168,7 @@ def test_the_chart_and_claims_are_distances_to_the_exact_ends(run):
         assert np.allclose(line.get_ydata(), found[name], rtol=0.03, atol=2e-4) and [*map(int, line.get_xdata(orig=True))] == nfe
     linear, cosine, heun = (found[name] for name in times)
     assert np.allclose(run.numbers()["C1"] + run.numbers()["C2"], (cosine[3], linear[3], heun[3], cosine[3]), rtol=0.03, atol=3e-4)
-    numbers = re.fullmatch(r"Knob 3: cosine has (\d+)% of linear's error\nKnob 4: Heun has (\d+)% of Euler's", ns.errors.get_title()).groups()
+    numbers = re.fullmatch(r"Knob 3, cosine: (\d+)% of linear's error\nKnob 4, Heun: (\d+)% of Euler's error", ns.errors.get_title()).groups()
     assert np.allclose([int(n) for n in numbers], [100 * (cosine / linear)[3], 100 * (heun / cosine)[3]], atol=1.5)
     assert (cosine < linear).all() and heun[0] > 2 * cosine[0] and 2 * heun[3] < cosine[3] and 3 < heun[4] / heun[5] < 6 and 1.6 < cosine[4] / cosine[5] < 2.4
 
