@@ -121,23 +121,23 @@ exact = torch.autograd.grad(log_p.sum(), halfway)[0]  # (300, 2), grad log p
 error = (score - exact).norm() / exact.norm()
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(12, 5.8), layout="constrained")
-start = 2 * torch.ones(1, 2)  # a sample of noise
-ddim_path = torch.cat([sample(predict, start, vp[:n]) for n in range(1, 32)])  # after 0 to 30 steps
-flow_path = lambda f: torch.cat([sample_flow(f, r[0] * start, t[:n]) for n in range(1, 32)])
-right.plot(*two_moons(2000).T, ".", color="0.88")
-there_and_back = torch.arange(31) % 2  # 0, 1, 0, ...: from the origin to a point, and back
-for ax, blue, orange in [(left, vp, linear), (right, ddim_path, flow_path(predict_flow))]:
-    ax.plot(*(blue.T * there_and_back), "0.75", *blue[-1:].T, "ko", ms=14)
-    _, line = ax.plot(*blue.T, "C0o-", *orange.T, "C1o-")
-    ax.annotate("noise  ", blue[0], ha="right")
-    ax.annotate("    data", blue[-1])
-    ax.set(aspect=1, xmargin=0.2)
-left.set(xlabel="a, the weight of the data\n\n", ylabel="s, the weight of the noise")
+rays = vp.T * (torch.arange(31) % 2)  # (2, 31), from the origin to a point of vp, and back
+left.plot(*rays, "0.75", *vp.T, "C0o-", *linear.T, "C1o-")
+left.set(xlabel="a, the weight of the data\n\n", ylabel="s, the weight of the noise", aspect=1)
 left.set_title("Dividing by $r=\\sqrt{a^2+s^2}$ leads from\nflow matching (orange) to DDPM (blue)")
-right.axis([-0.9, 3, -0.7, 2.4])
-right.set_title("One net: flow matching (orange) ends where\nDDIM (blue) does, if we divide by r")
-power = plt.Slider(plt.axes([0.7, 0.03, 0.2, 0.03]), "divide by r? 0: no", 0, 1, valinit=args.power)
-power.on_changed(lambda p: line.set_data(*flow_path(make_predictor(net, p)).T))
+ddim_path = torch.stack([sample(predict, noise, vp[:n]) for n in range(1, 32)])  # (31, 300, 2)
+def draw(power):
+    moved = [sample_flow(make_predictor(net, power), r[0] * noise, t[:n]) for n in range(1, 32)]
+    right.clear()
+    right.plot(*x.T, ".", color="0.85")
+    for path, color, size in [(ddim_path, "C0", 8), (torch.stack(moved), "C1", 4)]:
+        right.plot(*path[:, :8].permute(2, 0, 1), color)  # the paths of eight samples
+        right.plot(*path[-1].T, color + "o", ms=size)  # the ends of all 300
+    right.set(xlim=(-2.9, 2.9), ylim=(-2.3, 2.3), aspect=1)
+    right.set_title("Flow matching (orange) ends where\nDDIM (blue) does, if we divide by r")
+draw(args.power)
+slider = plt.Slider(plt.axes([0.7, 0, 0.2, 0.04]), "divide by r? 0: no", 0, 1, valinit=args.power)
+slider.on_changed(draw)
 fig.savefig("07_bridge.png")
 
 def claim(name, sentence, value, sign, bound):

@@ -33,7 +33,7 @@ MOVES = {  # the name of the widget, and its values on the way from good to brok
     "04_ancestral": ("slider", [100, 20, 10, 5, 3, 1]),
     "05_cfm": ("slider", [0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]),
     "06_euler": ("slider", [16, 8, 5, 4, 3, 2, 1]),
-    "07_bridge": ("power", [1, 0.8, 0.6, 0.4, 0.2, 0]),
+    "07_bridge": ("slider", [1, 0.8, 0.6, 0.4, 0.2, 0]),
     "08_dit": ("--iters", [10, 25, 50, 100, 200, 400, 800]),
     "09_knobs": ("slider", [2, 3, 4, 5, 6, 7, 8]),
     "10_discrete": ("passes", [16, 12, 8, 6, 4, 3, 2, 1]),
