@@ -51,13 +51,13 @@ factors.legend(["eps: 1 / a (a: share of data)", "x0: 1 / s (s: share of noise)"
 factors.set(title="Knob 1, target: predicting eps errs near\nnoise, and x0 near data (v: always 1)",
             xlabel="t, from noise (0) to data (1.57)", ylabel="error of v / error of the net")
 
-# --- Knob 2, t_scale. Our net reads t itself. DiT reads sines of frequency * t_scale * t. They
+# --- Knob 2, t_scale. Our net reads t itself. DiT reads sines of t_scale * frequency * t. They
 # were made for DDPM's t, 1 to 1000. A flow's t ends near 1, where most of them need t_scale = 1000.
-frequency = 10_000 ** -torch.linspace(0, 1, 32)  # from 1 to 1 / 10,000
-sines = [(t * t_scale * frequency).sin() for t_scale in (1, args.t_scale)]  # (3000, 32)
-waves.imshow(torch.cat(sines).T, aspect="auto")
-waves.set(title="Knob 2: most sines of t hardly move\nif t_scale is 1 (left half)", xticks=[],
-          xlabel=f"t, with t_scale 1, then with {args.t_scale}", ylabel="32 sines, fast to slow")
+angles = t / 10_000 ** torch.linspace(0, 1, 32)  # (3000, 32), frequencies from 1 to 1 / 10,000
+waves.plot(torch.stack([angles, args.t_scale * angles], 2).sin().abs().amax(0), "o-")  # (32, 2)
+waves.legend(["t_scale 1", f"t_scale {args.t_scale}"])
+waves.set(title="Knob 2, t_scale: if it is 1, most sines of t\nhardly move from 0",
+          xlabel="32 sines, from fast to slow", ylabel="size that the sine reaches")
 
 net = nn.Sequential(nn.Linear(4, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
                     nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
