@@ -102,7 +102,7 @@ vp = linear / r
 
 # Flow's a and s are r times DDIM's. Suppose that its xt is, too. Then any net sees the same inputs
 # in both, so eps_hat and x_hat agree, and the next xt is r times DDIM's again. At the end, r = 1.
-noise = torch.randn(300, 2)
+noise = torch.cat([torch.full((1, 2), 2), torch.randn(299, 2)])  # (2, 2): for a clear figure
 predict_flow = make_predictor(net, args.power)
 ddim = sample(predict, noise, vp)
 flow = sample_flow(predict_flow, r[0] * noise, t)
@@ -121,17 +121,17 @@ exact = torch.autograd.grad(log_p.sum(), halfway)[0]  # (300, 2), grad log p
 error = (score - exact).norm() / exact.norm()
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(12, 5.8), layout="constrained")
-rays = vp.T * (torch.arange(31) % 2)  # (2, 31), from the origin to a point of vp, and back
-left.plot(*rays, "0.75", *vp.T, "C0o-", *linear.T, "C1o-")
+there_and_back = torch.arange(31) % 2  # 0, 1, 0, ...: from the origin to a point, and back
+left.plot(*(vp.T * there_and_back), "0.75", *vp.T, "C0o-", *linear.T, "C1o-")
 left.set(xlabel="a, the weight of the data\n\n", ylabel="s, the weight of the noise", aspect=1)
 left.set_title("Dividing by $r=\\sqrt{a^2+s^2}$ leads from\nflow matching (orange) to DDPM (blue)")
 ddim_path = torch.stack([sample(predict, noise, vp[:n]) for n in range(1, 32)])  # (31, 300, 2)
 def draw(power):
     moved = [sample_flow(make_predictor(net, power), r[0] * noise, t[:n]) for n in range(1, 32)]
     right.clear()
-    right.plot(*x.T, ".", color="0.85")
-    for path, color, size in [(ddim_path, "C0", 8), (torch.stack(moved), "C1", 4)]:
-        right.plot(*path[:, :8].permute(2, 0, 1), color)  # the paths of eight samples
+    right.plot(*x.T, ".", *(ddim_path[:, 0].T * there_and_back), color="0.85")
+    for path, color, size in [(ddim_path, "C0", 7), (torch.stack(moved), "C1", 3)]:
+        right.plot(*path[:, 0].T, color + ".-")  # the path of the first sample
         right.plot(*path[-1].T, color + "o", ms=size)  # the ends of all 300
     right.set(xlim=(-2.9, 2.9), ylim=(-2.3, 2.3), aspect=1)
     right.set_title("Flow matching (orange) ends where\nDDIM (blue) does, if we divide by r")
