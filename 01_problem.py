@@ -107,7 +107,7 @@ net = train(films, 14, args.iters)
 noise, x = torch.randn(2000, 14), films(2000)
 gaussian = torch.distributions.MultivariateNormal(x.mean(0), x.T.cov()).sample([2000])
 limit = energy_distance(gaussian, x)  # a sampler must beat this Gaussian, which is fitted to x
-fig, axes = plt.subplot_mosaic("AAAAABBBBBCCCCC;DDDEEEFFFGGGHHH", height_ratios=[5, 3],
+fig, axes = plt.subplot_mosaic("AAAABBBBCCCC;DDDEEEFFFGGG", height_ratios=[4, 3],
                                figsize=(12, 7.9))
 fig.subplots_adjust(left=0.06, right=0.99, top=0.93, hspace=0.26)
 chart, *panels = axes.values()
@@ -119,9 +119,9 @@ slider = plt.Slider(plt.axes([0.4, 0.02, 0.3, 0.03]), "steps", 1, 50, valinit=ar
 def draw(steps):
     path = sample(net, noise, int(steps))
     distance = energy_distance(path[-1], x)
-    paths = [path, sample(net, noise, 1)] + 5 * [path]
-    distances = [distance, energy_distance(paths[1][-1], x)] + 5 * [distance]
-    for ax, path, time, d in zip(panels, paths, [1, 1, 0, 0.25, 0.5, 0.75, 1], distances):
+    paths = [path, sample(net, noise, 1)] + 4 * [path]
+    distances = [distance, energy_distance(paths[1][-1], x)] + 4 * [distance]
+    for ax, path, time, d in zip(panels, paths, [1, 1, 0, 0.25, 0.5, 0.75], distances):
         i = round(time * (len(path) - 1))  # the step nearest to this time
         t = i / (len(path) - 1)
         xt = (t * x + (1 - t) * noise)[:, :2]  # (2000, 2), the exact path
@@ -133,8 +133,8 @@ def draw(steps):
     panels[0].set_title(f"Steps from noise to data: {steps:.0f}.\nEnergy distance: {distance:.3f}")
     panels[1].set_title(f"One step aims at the mean. Distance: {distances[1]:.3f}\n"
                         f"(red: over {limit:.3f}, that of a fitted Gaussian)")
-    panels[4].set_title("On the way: coordinates 1 and 2 of 14. Moved noise (blue), exact "
-                        "path (gray), and ten tracks from noise (circles)")
+    panels[2].set_title("On the way: coordinates 1 and 2 of 14. Moved noise (blue), exact "
+                        "path (gray), and ten tracks from noise (circles)", loc="left")
 draw(args.steps)
 slider.on_changed(draw)
 fig.savefig("01_problem.png", dpi=120)
