@@ -127,13 +127,13 @@ left.set(xlabel="a, the weight of the data\n\n", ylabel="s, the weight of the no
 left.set_title("Dividing by $r=\\sqrt{a^2+s^2}$ leads from\nflow matching (orange) to DDPM (blue)")
 ddim_path = torch.stack([sample(predict, noise, vp[:n]) for n in range(1, 32)])  # (31, 300, 2)
 def draw(power):
-    moved = [sample_flow(make_predictor(net, power), r[0] * noise, t[:n]) for n in range(1, 32)]
+    predict_flow = make_predictor(net, power)
+    moved = torch.stack([sample_flow(predict_flow, r[0] * noise, t[:n]) for n in range(1, 32)])
     right.clear()
-    right.plot(*x.T, ".", *(ddim_path[:, 0].T * there_and_back), color="0.85")
-    for path, color, size in [(ddim_path, "C0", 7), (torch.stack(moved), "C1", 3)]:
-        right.plot(*path[:, 0].T, color + ".-")  # the path of the first sample
-        right.plot(*path[-1].T, color + "o", ms=size)  # the ends of all 300
-    right.set(xlim=(-2.9, 2.9), ylim=(-2.3, 2.3), aspect=1)
+    right.plot(*x.T, ".", *(ddim_path[:, 0].T * there_and_back), color="0.8")
+    right.plot(*ddim_path[-1].T, "C0o", *moved[-1].T, "C1.", ms=5)  # the ends of all 300
+    right.plot(*ddim_path[:, 0].T, "C0o-", *moved[:, 0].T, "C1o-", ms=4)  # the path of the first
+    right.set(xlim=(-2.9, 2.9), ylim=(-2.3, 2.3), aspect=1, xlabel="curves: one sample's path")
     right.set_title("Flow matching (orange) ends where\nDDIM (blue) does, if we divide by r")
 draw(args.power)
 slider = plt.Slider(plt.axes([0.7, 0, 0.2, 0.04]), "divide by r? 0: no", 0, 1, valinit=args.power)

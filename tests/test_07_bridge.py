@@ -207,7 +207,7 @@ def test_the_slider_breaks_flow_matching_in_the_figure(ns):
         ns.slider.set_val(power)
         data, rays, *lines = ns.right.lines
         assert len(lines) == 4 and np.linalg.norm(data.get_xydata()[:, None] - moons.CENTRES, axis=2).min(1).mean() < 0.25
-        for levels, (shown, ends), color, exponent in ((ns.vp, lines[:2], hexes[0], 1), (ns.linear, lines[2:], hexes[1], power)):
+        for levels, (ends, shown), color, exponent in ((ns.vp, lines[::2], hexes[0], 1), (ns.linear, lines[1::2], hexes[1], power)):
             a, s = levels.numpy().T
             path = [ns.noise.numpy() * np.hypot(a[0], s[0])]
             for n in range(30):
@@ -216,8 +216,8 @@ def test_the_slider_breaks_flow_matching_in_the_figure(ns):
                 path.append(a[n + 1] * (path[n] / a[n] + (s[n + 1] / a[n + 1] - s[n] / a[n]) * eps))
             assert np.abs(ends.get_xydata() - path[-1]).max() < 1e-3 and np.abs(shown.get_xydata() - np.array(path)[:, 0]).max() < 1e-3
             assert {plt.matplotlib.colors.to_hex(line.get_color()) for line in (shown, ends)} == {color}
-        gap = np.linalg.norm(lines[1].get_xydata() - lines[3].get_xydata(), axis=1).mean()
-        assert not rays.get_xydata()[::2].any() and (rays.get_xydata()[1::2] == lines[0].get_xydata()[1::2]).all()
+        gap = np.linalg.norm(lines[0].get_xydata() - lines[1].get_xydata(), axis=1).mean()
+        assert not rays.get_xydata()[::2].any() and (rays.get_xydata()[1::2] == lines[2].get_xydata()[1::2]).all()
         assert gap < 1e-3 if power == 1 else gap > 0.1
     assert ns.right.get_aspect() == 1 and (ns.slider.valmin, ns.slider.valmax) == (0, 1)
 
