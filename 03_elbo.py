@@ -116,7 +116,7 @@ fig, (top, low) = plt.subplots(2, figsize=(10, 7.5), layout="constrained")
 steps = range(1, T + 1)
 top.loglog(steps, WEIGHT / WEIGHT.mean(), steps, [1] * T, "C0--")
 top.text(20, 8, "solid: the ELBO, $w_t$ divided by its mean\ndashed: L_simple drops the weights")
-top.set(title="The ELBO weighs errors most at small t", ylabel="weight of the error")
+top.set(title="The ELBO weighs errors most at small t", ylabel="weight of |eps - eps_hat|^2")
 gains = []
 for target, loss in [(args.predict, "L_simple"), (args.predict, "ELBO"), ("mean", "ELBO")]:
     torch.manual_seed(args.seed)  # the same start and noise for every net

@@ -134,7 +134,7 @@ def draw(power):
     right.plot(*ddim_path[-1].T, "C0o", *moved[-1].T, "C1.", ms=5)  # the ends of all 300
     right.plot(*ddim_path[:, 0].T, "C0o-", *moved[:, 0].T, "C1o-", ms=4)  # the path of the first
     right.set(xlim=(-2.9, 2.9), ylim=(-2.3, 2.3), aspect=1, xlabel="curves: one sample's path")
-    right.set_title("Flow matching (orange) ends where\nDDIM (blue) does, if we divide by r")
+    right.set_title("One net: flow (orange) ends where\nDDIM (blue) does, if we divide by r")
 draw(args.power)
 slider = plt.Slider(plt.axes([0.7, 0, 0.2, 0.04]), "divide by r? 0: no", 0, 1, valinit=args.power)
 slider.on_changed(draw)

@@ -54,10 +54,10 @@ factors.set(title="Knob 1, target: predicting eps errs near\nnoise, and x0 near 
 # --- Knob 2, t_scale. Our net reads t itself. DiT reads sines of t_scale * frequency * t. They
 # were made for DDPM's t, 1 to 1000. A flow's t ends near 1, where most of them need t_scale = 1000.
 angles = t / 10_000 ** torch.linspace(0, 1, 32)  # (3000, 32), frequencies from 1 to 1 / 10,000
-waves.plot(torch.stack([angles, args.t_scale * angles], 2).sin().abs().amax(0), "o-")  # (32, 2)
+waves.plot(torch.stack([angles, args.t_scale * angles], 2).sin().amax(0).numpy(), "o-")
 waves.legend(["t_scale 1", f"t_scale {args.t_scale}"])
 waves.set(title="Knob 2, t_scale: if it is 1, most sines of t\nhardly move from 0",
-          xlabel="32 sines, from fast to slow", ylabel="size that the sine reaches")
+          xlabel="32 sines, from fast to slow", ylabel="largest sine on the way")
 
 net = nn.Sequential(nn.Linear(4, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
                     nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))

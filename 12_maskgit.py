@@ -133,7 +133,7 @@ for row, num_rounds in zip(axes, [1, args.rounds, 64]):
 for slider in (rounds, noise):
     slider.on_changed(lambda _: draw(axes[1], int(rounds.val)))
 fig.suptitle("More rounds leave fewer wrong tokens. Without noise, MaskGIT repeats a few images.\n"
-             "We show 10 of 200 samples. Red: unlike the nearest training image. Sliders: row 2")
+             "10 of 200 samples. Red (dark: ink): unlike the nearest image. Sliders: row 2")
 fig.savefig("12_maskgit.png", dpi=120)
 
 def claim(name, sentence, value, sign, bound):
