@@ -128,7 +128,7 @@ for target, loss in [(args.predict, "L_simple"), (args.predict, "ELBO"), ("mean"
 low.axhline(c="k")
 low.axhline(1.26, c="0.5", ls=":")  # mean log p_data over log N(0, I): no model has a higher mean
 low.text(1.5 * T, 1.26, "best possible: 1.26")
-low.set(title="The net that predicts the mean (red) ends below N(0, I) (black)", ylim=(-3, 1.5))
+low.set(title="Red ends below N(0, I) (black). The net that predicts the mean does", ylim=(-3, 1.5))
 low.set(xlabel="t (90% of steps are beyond 100)\n\n", ylabel="nats gained up to t")
 def draw(error):  # of each coordinate of the mean; by (12), it costs 2 error^2 / (2 beta_t) nats
     for curve, label, gain in zip(low.lines, low.texts, gains):

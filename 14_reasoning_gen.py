@@ -116,7 +116,7 @@ for row, (written, right) in enumerate(outputs.values()):  # of task 1, all toke
     for i in range(GOAL - min(row, 4), -1):  # < 0: from the end
         color = wrong if written[1, i] != right[1, i] else "skyblue" if i < GOAL else "w"
         strip.text(i, row, "012345678■▦??"[written[1, i]], ha="center", bbox={"fc": color})
-strip.set_title("What the net writes (red: wrong, orange: it follows our wrong first thought)")
+strip.set_title("What the net writes (red: wrong, orange: wrong after our wrong first thought)")
 strip.set(yticks=[], ylim=[5.9, -1.1])
 strip.set_xticks([-16.5, GOAL, -6], ["thoughts", "goal", "<image> (▦), then B with the goal black"])
 
