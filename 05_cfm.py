@@ -78,7 +78,7 @@ def sample(v, noise, num_steps=50):  # moves noise (B, 2) along v(xt, t) from t 
 
 # --- Check. For our data, v has a formula. Given the center, x and xt are Gaussian. By regression,
 #     E[x | xt, center] = center + slope * (xt - t * center)  with  slope = cov(x, xt) / var(xt)
-# This is linear in center, so its mean, given xt alone, has c = E[center | xt] in its place.
+# This is linear in center. So to average over centers, given xt, put c = E[center | xt] there.
 def log_likelihoods(xt, t):  # log p(xt | center) for xt (B, 2) and t (B, 1)
     var = (t * STD) ** 2 + (1 - t) ** 2  # (B, 1)
     offset = xt[:, None] - t[:, None] * CENTERS  # (B, 1, 2) - (B, 1, 1) * (64, 2) = (B, 64, 2)
@@ -92,7 +92,7 @@ def mean_data(xt, t):  # E[x | xt], (B, 2)
 def mean_velocity(xt, t):  # v = E[x - eps | xt], (B, 2), for t < 1
     return (mean_data(xt, t) - xt) / (1 - t)  # as x - eps = (x - xt) / (1 - t)
 
-def derivative(f, z, k):  # (B,), the derivative of f[i] by z[i, k] in row i
+def derivative(f, z, k):  # (B,), row i is the derivative of f[i] by z[i, k]
     return autograd.grad(f.sum(), z, retain_graph=True)[0][:, k]  # f[i] depends on z[i] only
 
 def continuity_error(v, xt, t):  # the norm of dp/dt + div(p * v), divided by that of dp/dt
@@ -107,10 +107,10 @@ net = train(args.iters, args.target)
 x, eps = two_moons(2000), torch.randn(2000, 2)
 crossing = -torch.tensor([[0.9, 1.0]])  # (1, 2), any point will do
 ten = (x + eps - 2 * crossing).norm(dim=1).argsort()[:10]  # nearest lines at t = 0.5
-eps[ten] = 2 * crossing - x[ten]  # moves these ten of 2000 a little, so that they meet
+eps[ten] = 2 * crossing - x[ten]  # shifts their starts a little, so that they meet
 moved = sample(lambda xt, t: net(torch.cat([xt, t], 1)), eps)  # (51, 2000, 2)
 gap = (moved - sample(mean_velocity, eps))[-1].norm(dim=1).mean()
-paths = [eps[ten].expand(51, 10, 2), moved, sample(mean_data, eps)]  # arrows show the ten
+paths = [eps[ten].expand(51, 10, 2), moved, sample(mean_data, eps)]  # 1: the ten stay, with arrows
 titles = ["Lines from noise (circles) meet at t = 0.5.\n"
           "Noise follows their mean velocity (orange)",
           f"A net learns the mean {'velocity' if args.target == 'v' else 'of x'} (orange: 1/5).\n"

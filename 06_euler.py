@@ -4,8 +4,8 @@
 # ///
 """06 Euler ODEs and reflow: sampling from a flow-matching model in a few steps.
 
-A trained velocity leads from noise to data on curved paths, and a few large Euler steps leave them.
-Before reflow, Heun errs least at 4 function evaluations (NFE), RK4 at 8. Reflow straightens paths.
+Trained velocities lead from noise to data on curved paths, and a few large Euler steps drift off.
+Heun errs least at 4 function evaluations (NFE), RK4 at 8. Reflow makes the paths nearly straight.
 RUN    python 06_euler.py --steps 5   (6 seconds; move the slider, or try your own --data FILE)
 BREAK  python 06_euler.py --steps 1   (C1 fails: every sample ends near the mean of the data)
 PAPER  arXiv 2209.03003, equation 1 (loss) and algorithm 1 (reflow), by Liu et al."""
@@ -34,9 +34,9 @@ def read_points(path):  # rows of a table or array, or dark pixels of an image, 
     if path.lower().endswith((".png", ".jpg", ".jpeg")):
         image = np.atleast_3d(plt.imread(path))[::-1].T  # (channels, width, height), y points up
         ink = (1 - image[:3].mean(0)) * image[3:].prod(0)  # a fourth channel is opacity
-        return np.argwhere(ink > ink.mean())
+        return np.argwhere(ink > ink.mean())  # works for 0 to 1 (png) and for 0 to 255 (jpg)
     text = open(path, encoding="utf-8-sig", errors="replace").read().strip()
-    text = text.replace(",", "." if ";" in text else " ")  # beside semicolons, 1,5 is 1.5
+    text = text.replace(",", "." if ";" in text else " ")  # with semicolons, 1,5 is 1.5
     rows = text.replace(";", " ").splitlines()
     assert len(rows) > 1, "found fewer than two rows"
     return np.loadtxt(rows, skiprows=int(text[0] not in "+-.0123456789"))  # skips a header
@@ -77,8 +77,8 @@ def solve(v, x, num_steps, step):
         path.append(step(v, path[-1], i / num_steps, 1 / num_steps))
     return torch.stack(path)  # (num_steps + 1, B, 2)
 
-# --- Training. Where lines cross, squared error makes v(xt, t) their mean velocity E[x - eps | xt].
-# The flow into and out of any region depends only on it, so moved noise becomes data (lesson 05).
+# --- Training. Lines from noise to data cross, and squared error makes v their mean velocity at xt.
+# This mean alone decides how much flows where, so noise that follows it becomes data (lesson 05).
 def train(eps, x, iters, width=64, batch_size=256, lr=0.02):
     net = nn.Sequential(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
                         nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2))
@@ -102,12 +102,12 @@ def velocity(net):  # appends the number t to every row of x (B, 2)
 eps = torch.randn_like(x)  # independent of x, so at t = 0, v = E[x] - eps leads to the mean
 first = velocity(train(eps, x, args.iters))
 
-# Reflow pairs each eps with the end x of its path, and trains on the straight lines between them.
-# Now neighboring eps have neighboring x. So lines seldom cross, and there is little to average.
+# Reflow pairs each eps with the end of its path, and trains on the straight lines between them. As
+# paths of a flow never cross, these lines seldom do, so that there is little to average.
 ends = solve(first, eps, 10, rk4)[-1]  # (20000, 2), 40 NFE. In the chart, 16 are enough
 second = velocity(train(eps, ends, args.iters))
 noise = torch.randn(2000, 2)
-exact = solve(first, noise, 50, rk4)  # (51, 2000, 2). Some end in the gap, as v is continuous.
+exact = solve(first, noise, 50, rk4)  # (51, 2000, 2). As v is continuous, some end between moons.
 error = lambda v, n, step: (solve(v, noise, n, step)[-1] - exact[-1]).norm(dim=1).mean()
 euler_error, reflow_error = [[error(v, n, euler) for n in range(17)] for v in (first, second)]
 fig, ((ax_1, ax_2), (ax_3, chart)) = plt.subplots(2, 2, figsize=(10, 8), layout="constrained")
@@ -121,7 +121,7 @@ chart.set(title=f"1 step after reflow: {reflow_error[1]:.2f} off, 8 before: {eul
 
 def draw(n):
     for ax, title, path, color in [  # path (num_steps + 1, 2000, 2)
-            (ax_1, "First net: exact paths (dashed) are curved", exact[50:], "C9"),
+            (ax_1, "First net: exact paths (dashed) are curved", exact[50:], "C9"),  # only ends
             (ax_2, f"First net, Euler steps: {n}", solve(first, noise, n, euler), "C0"),
             (ax_3, f"After reflow, Euler steps: {n}", solve(second, noise, n, euler), "C1")]:
         far = (path[-1] - exact[50]).norm(dim=1) > 0.2  # (2000,)
@@ -130,7 +130,7 @@ def draw(n):
         for i in range(10, 16):  # six of 2000
             ax.plot(*exact[:, i].T, "ko--", mfc="w", ms=10, markevery=[50])
             ax.plot(*path[:, i].T, "k.-")
-        ax.axis(ax.axis())  # does not move with the slider
+        ax.axis(ax.axis())  # freezes the limits before the samples come
         ax.scatter(*path[-1].T, 3, np.where(far, "r", color), alpha=0.5)
         ax.set(title=f"{title} ({far.float().mean():.0%} red)", xticks=[], yticks=[])
 draw(args.steps)

@@ -5,11 +5,10 @@
 """10 Why discrete? Generating images from tokens, the way a language model generates text.
 
 A token is an integer that stands for a piece of data, like a byte of text. Images need no tokens:
-diffusion makes sharp ones from pixels (lesson 08). But text is discrete anyway, and one net with
-one loss can learn text, audio, and images as tokens. Also, squared error on pixels leads to the
-mean of all that fit, so diffusion needs many small steps. For tokens, a net returns probabilities,
-so it can choose in one forward pass (short: pass). But each token is chosen without the others.
-
+diffusion makes sharp ones from pixels (lesson 08). But as tokens, one net with one loss can learn
+text, audio, and images. Also, a net that predicts pixels by squared error returns the mean of all
+images that fit, a blur, so diffusion takes many small steps. For tokens, it returns probabilities,
+and one forward pass (short: pass) can sample them all. But it samples each without the others.
 RUN    python 10_discrete.py              (7 seconds; the slider sets the number of passes)
 BREAK  python 10_discrete.py --passes 1   (C1 and C2 fail: one pass has to keep all its guesses)
 PAPER  arXiv 2202.04200, section 3.2 (MaskGIT); 2107.03006, section 3 (absorbing diffusion)"""
@@ -47,11 +46,11 @@ codebook, tokens = images.view(-1, 16).unique(dim=0, return_inverse=True)  # (V,
 tokens = tokens.view(40, 16)  # so codebook[tokens] is equal to images, (40, 16, 16)
 
 # --- Training: hide each token with probability t, and predict the hidden ones from the visible.
-# Why is this a model of p(x)? Imagine that each token gets a uniformly random time, and a clock t
-# runs from 1 to 0. At its time, a token is revealed and costs -log p nats, and each other token is
-# still hidden with probability t. By the chain rule, the costs add up to -log p(x | order). As p(x)
-# is the mean over orders, the mean cost is at least -log p(x) (Jensen's inequality). This bound is
-# our loss. On average, it is log 40 = 3.69 at best, because the 40 images are equally likely.
+# Why does this learn p(x)? Imagine that each token has a random time, and a clock t runs from 1 to
+# 0. At its time, a token is revealed and costs -log p nats. By the chain rule, the costs add up to
+# -log p(x | order), whose mean over orders is at least -log p(x) (Jensen's inequality). This bound
+# is our loss. A token that is hidden at t is revealed in the next dt with probability dt / t, so we
+# divide by t. On average, the loss is log 40 = 3.69 at best, as all 40 images are equally likely.
 def train(tokens, vocab_size, iters, dim=16, width=128, batch_size=64, lr=0.01):
     N = tokens.shape[1]
     net = nn.Sequential(nn.Embedding(vocab_size + 1, dim), nn.Flatten(), nn.Linear(N * dim, width),
@@ -64,7 +63,7 @@ def train(tokens, vocab_size, iters, dim=16, width=128, batch_size=64, lr=0.01):
         is_hidden = torch.rand(x.shape) < t
         logits = net(torch.where(is_hidden, vocab_size, x))  # (B, N, V); vocab_size means "hidden"
         nats = nn.functional.cross_entropy(logits.mT, x, reduction="none")  # (B, N), -log p
-        loss = (is_hidden * nats / t).sum(1).mean()  # hidden with probability t, so divide by t
+        loss = (is_hidden * nats / t).sum(1).mean()  # in nats for an image
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -89,19 +88,19 @@ def sample(net, method, num_samples, num_tokens, mask_token, num_passes):
         guess = dist.sample()  # (B, N)
         num_keep = (x[0] == mask_token).sum() // passes_left  # of 16, in 8 passes: 2 2 2 2 2 2 2 2
         if method == "hybrid" and passes_left > 1:
-            num_keep = 1  # so 1 1 1 1 1 1 1 9, as the net is nearly certain by then
+            num_keep = 1  # so 1 1 1 1 1 1 1 9, as seven rows leave few images possible
         priority = torch.linspace(1, 0, num_tokens).expand(x.shape)  # (B, N), the topmost first
         if method == "MaskGIT":
             priority = dist.log_prob(guess)
         if method == "masked diffusion":
-            priority = torch.rand(x.shape)  # as its noise hides tokens in random order
+            priority = torch.rand(x.shape)  # the reverse of hiding tokens in random order
         priority = priority.masked_fill(x != mask_token, -torch.inf)  # never replace a kept token
         positions = priority.topk(num_keep).indices  # (B, num_keep)
         x = x.scatter(1, positions, guess.gather(1, positions))  # copy these guesses into x
     return x
 
 def measure(x, tokens):
-    """Compare samples x (B, N) with images, tokens (n, N): wrong tokens, copies of each image."""
+    """Return where samples x (B, N) differ from the nearest of n images, and copies of each."""
     is_same = x[:, None] == tokens  # (B, n, N), each sample compared with each image
     nearest = is_same.sum(2).argmax(1)  # (B,), the image that has the most tokens in common
     return x != tokens[nearest], is_same.all(2).sum(0)  # (B, N), (n,)
@@ -120,13 +119,14 @@ def draw(value):
         seen = []  # what the net sees in each pass
         x = sample(lambda x: seen.append(x) or net(x), method, 100, 16, len(codebook), int(value))
         is_wrong, counts = measure(x, tokens)
-        chosen_in = sum(x[0] == len(codebook) for x in seen)  # (16,), passes that found it hidden
-        paper = torch.ones(15, 16, 1, 3)  # RGB, the first sample on blue, and 14 on white
-        paper[0, :, 0] = torch.tensor(plt.cm.Blues(0.7 * chosen_in / len(seen)))[:, :3]
-        paper[1:][is_wrong[:14]] = torch.tensor([1, 0.6, 0.6])
-        shown = paper * (1 - codebook[x[[0, *range(14)]]])[..., None]  # in black ink
+        chosen_in = sum(before[0] == len(codebook) for before in seen)  # (16,), in which pass
+        order = torch.tensor(plt.cm.Blues(0.7 * chosen_in / len(seen)))[:, :3]  # (16, RGB)
+        paper = torch.where(is_wrong[:14, :, None], torch.tensor([1, 0.6, 0.6]), 1)  # (14, 16, RGB)
+        paper = torch.cat([order[None], paper])  # the first sample is shown twice, first on blue
+        ink = codebook[x[[0, *range(14)]]]  # (15, 16, 16)
+        pixels = paper[:, :, None] * (1 - ink[..., None])  # (15, 16, 16, RGB), black where ink is 1
         ax.clear()
-        ax.imshow(torch.hstack([*nn.functional.pad(shown, [0, 0, 1, 1, 1, 1], value=1)]))
+        ax.imshow(torch.hstack([*nn.functional.pad(pixels, [0, 0, 1, 1, 1, 1], value=1)]))  # frames
         ax.set_title(f"{method} (passes: {len(seen)}): {METHODS[method]}", loc="left")
         ax.set_title(f"{counts.sum()}% correct, {(counts > 0).sum()} of 40 images", loc="right")
     plt.setp(axes, xticks=[], yticks=[])
@@ -142,7 +142,7 @@ torch.manual_seed(args.seed)  # so these are the samples of the figure
 samples = [sample(net, method, 100, 16, len(codebook), args.passes) for method in METHODS]
 _, hybrid, maskgit, diffusion = [measure(x, tokens)[1] for x in samples]
 # Both bounds are two std of chance. A count out of 100 has a std of at most 5, and a difference of
-# two counts 7. Distinct images in fair draws have at most 2.02 (measured), and a difference 3.
+# two such counts 7. The number of different images in fair draws has at most 2.02, a difference 3.
 claim("C1", "correct, hybrid - diffusion", hybrid.sum() - diffusion.sum(), ">", 2 * 7)
 claim("C2", "distinct, hybrid - MaskGIT", (hybrid > 0).sum() - (maskgit > 0).sum(), ">", 2 * 3)
 print("figure: 10_discrete.png")

@@ -10,8 +10,7 @@ confident ones, which then makes fewer mistakes. But it repeats a few images, un
 RUN    python 12_maskgit.py              (12 seconds; sliders: rounds, Gumbel noise)
 BREAK  python 12_maskgit.py --rounds 1   (C1 and C2 fail: samples mix parts of different digits)
 PAPER  arXiv 2107.03006, section 3 (absorbing D3PM); 2202.04200, section 3.2 (MaskGIT)"""
-import argparse
-import signal
+import argparse, signal
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -56,7 +55,7 @@ def train(tokens, vocab_size, iters, dim=16, width=256, batch_size=64, lr=0.006)
         optimizer.param_groups[0]["lr"] = lr * (1 - i / iters)  # large steps first, then small
         x = tokens[torch.randint(len(tokens), [batch_size])]  # (B, N)
         is_hidden = torch.rand(x.shape) < torch.rand(batch_size, 1)  # one t / T for each image
-        logits = net(torch.where(is_hidden, vocab_size, x))  # its input shows how much is hidden
+        logits = net(torch.where(is_hidden, vocab_size, x))  # which show how much is hidden
         loss = nn.functional.cross_entropy(logits[is_hidden], x[is_hidden])
         optimizer.zero_grad()
         loss.backward()
@@ -69,7 +68,7 @@ def train(tokens, vocab_size, iters, dim=16, width=256, batch_size=64, lr=0.006)
 # (t - 1) / T after it, so a hidden one is revealed with probability 1 / t. Tokens of one round are
 # sampled independently. If an image can be a 3 or a 7, one may come from the 3, and one from the 7.
 def d3pm(net, xt, num_rounds, mask_token):
-    """Replace each mask token in xt, (B, N), by any net from tokens to logits (B, N, V)."""
+    """Fill in the mask tokens of xt, (B, N), with any net from tokens to logits (B, N, V)."""
     assert num_rounds > 0, "d3pm needs at least one round, or mask tokens would remain"
     for t in range(num_rounds, 0, -1):  # T rounds: more raise accuracy, but lower throughput
         guess = Categorical(logits=net(xt)).sample()  # (B, N)
@@ -79,9 +78,9 @@ def d3pm(net, xt, num_rounds, mask_token):
 
 # --- MaskGIT reveals the guesses of highest probability, called confidence. A 3 and a 7 both have
 # ink at the top. The guess "ink" is nearly certain there, and fits both. At the lower right, only
-# the 3 has ink. That guess is uncertain, so it waits for a later round. But a rare guess is never
-# confident. It is dropped and sampled again, until a common one comes. So the same images repeat.
-# Gumbel noise on log p helps: the first position is then drawn in proportion to the p of its guess.
+# the 3 has ink, so this guess waits. But a rare guess is hardly ever kept, and is sampled again,
+# until a common one comes. So images repeat. Gumbel noise on log p helps: at scale 1, the first to
+# keep is drawn in proportion to p (Gumbel-max trick). A huge scale makes it any, as in D3PM.
 def maskgit(net, xt, num_rounds, mask_token, noise):
     """Like d3pm. Each sequence reveals an equal share of its own hidden tokens in each round."""
     assert num_rounds > 0, "maskgit needs at least one round, or mask tokens would remain"
@@ -119,11 +118,12 @@ def draw(row, num_rounds):
     samples = sample(net, blank, num_rounds, mask_token, noise.val, args.seed)
     for ax, (name, x) in zip(row, samples.items()):
         is_wrong, wrong, images = score(x, tokens)
-        ink = codebook[x]  # (B, N, 4), 0 is drawn white, and 1 black
-        ink[is_wrong] = -0.4 - 0.5 * ink[is_wrong]  # less than 0 is drawn red, and ink dark red
-        pixels = nn.functional.fold(ink[:10].mT, (16, 16), 2, stride=2).view(2, 5, 16, 16)
+        ink = codebook[x]  # (B, N, 4), 0 (paper) to 1 (ink), which "RdGy" draws white to black
+        ink[is_wrong] = -0.4 - 0.5 * ink[is_wrong]  # -0.4 (paper) to -0.9 (ink), light to dark red
+        pixels = nn.functional.fold(ink[:10].mT, (16, 16), 2, stride=2)  # (10, 1, 16, 16)
+        rows = pixels.view(2, 5, 16, 16).transpose(1, 2).reshape(32, 80)  # two rows of five images
         ax.clear()
-        ax.imshow(pixels.transpose(1, 2).reshape(32, 80), "RdGy", vmin=-1, vmax=1)
+        ax.imshow(rows, "RdGy", vmin=-1, vmax=1)
         ax.set(xticks=[], yticks=[], title=name if ax in axes[0] else "")
         ax.set_xlabel(f"{wrong:.1f} of 64 tokens wrong, {images} of 40 images occur\n")
     row[0].set_ylabel(f"rounds: {num_rounds}")
@@ -142,7 +142,7 @@ def claim(name, sentence, value, sign, bound):
 with_noise = lambda n: sample(net, blank, n, mask_token, 1, args.seed)["MaskGIT with noise"]
 _, one_round, _ = score(with_noise(1), tokens)
 _, wrong, num_images = score(with_noise(args.rounds), tokens)
-# Only tokens of one round clash. In ten rounds, a tenth of all pairs share one. We allow a fifth.
+# Tokens of one round clash. In ten rounds, a tenth of all pairs share a round. We allow twice that.
 claim("C1", "Wrong tokens, against a fifth of those in one round", wrong, "<", one_round / 5)
 claim("C2", "Most of the 40 images should occur in 200 samples", num_images, ">", len(tokens) / 2)
 print("figure: 12_maskgit.png")

@@ -5,19 +5,19 @@
 """13 Unified-token transformers: one net reads and writes images, audio, and text.
 
 A number can be drawn, dialed, or spelled. Once all three are tokens of one vocabulary, a net that
-predicts the next token, like GPT, translates any to any. A special token says what to write.
+predicts the next token, like GPT, translates any to any. A special token says what to write. The
+net only sees the indices of tokens. A real system gets them from images by a tokenizer (lesson 11).
 
 RUN    python 13_unified.py                       (6 seconds; slider: 7 and 8 digits fail)
 BREAK  python 13_unified.py --no-special-tokens   (C1, C2 fail: the net must guess what to write)
 PAPER  arXiv 2405.09818 (Chameleon: one transformer for interleaved text and image tokens)"""
-import argparse
-import signal
+import argparse, signal
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-parser.add_argument("--no-special-tokens", action="store_true", help="give none when it writes")
+parser.add_argument("--no-special-tokens", action="store_true", help="do not say what to write")
 parser.add_argument("--iters", type=int, default=800, help="of training (default: %(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
@@ -29,7 +29,7 @@ torch.set_num_threads(1)  # such small nets run fastest on a single core
 
 # --- One vocabulary. A token is an index into VOCAB, and the net sees nothing but tokens.
 SPECIAL = "<end> <image> <audio> <text>".split()
-IMAGE = "0 1 2 3 4 5 6 7 8 9".split()  # a digit is one patch, so lesson 11's tokenizer is left out
+IMAGE = "0 1 2 3 4 5 6 7 8 9".split()  # the image of a digit is one token, so we need no tokenizer
 AUDIO = "941+1336 697+1209 697+1336 697+1477 770+1209 770+1336 770+1477 852+1209 852+1336 852+1477"
 TEXT = "zero one two three four five six seven eight nine".split()
 VOCAB = SPECIAL + IMAGE + AUDIO.split() + TEXT  # audio: a key of a telephone, two tones in hertz
@@ -49,8 +49,8 @@ def encode(digits, modality):  # (B, m) to tokens (B, m + 2)
 # prompt and write "two". At "two", position 3 of the prompt has no digit, and it learns to end.
 def count_digits(tokens):  # (B, N) to positions (B, N)
     is_digit = tokens >= len(SPECIAL)
-    return is_digit.cumsum(1) * is_digit  # special tokens get 0, and shift no digit
-# A prompt may mix modalities. Training has no mix, but digit 2 is still found at position 2:
+    return is_digit.cumsum(1) * is_digit  # special tokens get 0, and are not counted
+# A prompt may mix modalities. Training has no mix, but the second digit still has position 2:
 #     prompt    <image>  4  <end>  <audio>  697+1336  <end>
 #     position     0     1    0       0        2        0
 def interleave(digits):  # (B, m) to tokens (B, m + 4): three digits as an image, the rest as audio
@@ -70,7 +70,7 @@ class UnifiedTransformer(nn.Module):
         h = self.token(torch.cat([prompt, answer], 1)) + self.position(positions)
         mask = nn.Transformer.generate_square_subsequent_mask(h.shape[1])  # hides later tokens
         h = self.layer(h, mask)  # (B, P + n, dim)
-        return self.head(h[:, prompt.shape[1] - 1:])  # from the last token of the prompt on
+        return self.head(h[:, prompt.shape[1] - 1:])  # P - 1 predicts the first of the answer
 
 def train(net, iters, max_digits=6, batch_size=16, lr=0.01):
     optimizer = torch.optim.Adam(net.parameters())
@@ -78,7 +78,7 @@ def train(net, iters, max_digits=6, batch_size=16, lr=0.01):
         optimizer.param_groups[0]["lr"] = lr * (1 - i / iters)  # large steps first, then small
         digits = torch.randint(10, (batch_size, 1 + i % max_digits))
         prompt, answer = [encode(digits, MODALITIES[j]) for j in torch.randint(3, [2])]
-        logits = net(prompt, answer[:, :-1])  # (B, N, V), a prediction for each of N tokens
+        logits = net(prompt, answer[:, :-1])  # (B, N, V), for each of the N tokens of the answer
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), answer.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -99,7 +99,7 @@ fig, ax = plt.subplots(figsize=(12, 7.6), layout="constrained")
 fig.suptitle("The special token chooses the modality. Without it, the net guesses.", size=18)
 COLORS = {"given": "lightgray", "right": "lightblue", "wrong": "lightcoral", "guessed": "khaki"}
 fig.legend(ax.bar(range(4), 1, color=[*COLORS.values()]), COLORS, loc=(0.885, 0.3), fontsize=12)
-def draw_row(y, title, tokens, marks):  # one tile a token, with its index in VOCAB
+def draw_row(y, title, tokens, marks):  # one tile per token, with its index in VOCAB
     ax.text(-0.6, y, title, size=13, ha="right", va="center")
     for x, (token, mark) in enumerate(zip(tokens, marks)):
         word = VOCAB[token]
@@ -117,7 +117,7 @@ def draw(num_digits):
     ax.set(xlim=[-0.5, 11.5], ylim=[4.8, -0.5], xticks=[], yticks=[], frame_on=False)
     draw_row(0, "Prompt. Small numbers:\nvocabulary indices", prompt[0], ["given"] * len(prompt[0]))
     p = net(prompt, prompt[:, :0])[0, 0].softmax(0)  # of the first token, if nothing is given
-    guess = f"Nothing given:\n<image> {p[1]:.0%}, <audio> {p[2]:.0%},\n<text> {p[3]:.0%}"
+    guess = f"Nothing given. Chances:\n<image> {p[1]:.0%}, <audio> {p[2]:.0%},\n<text> {p[3]:.0%}"
     for y, name, given in zip([1, 2, 3, 4], MODALITIES + ["text"], 3 * [num_given] + [0]):
         wanted = encode(number, name)
         answer = generate(net, prompt, wanted[:, :given], wanted.shape[1])

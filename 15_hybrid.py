@@ -51,13 +51,13 @@ class LanguageModel(nn.Module):
         mask = nn.Transformer.generate_square_subsequent_mask(words.shape[1])  # hides later words
         return self.layers(self.embed(words) + self.position[: words.shape[1]], mask)
 
-# --- Conditioning: (tokens, memory). The layer's tokens attend to each other, then to the memory.
+# --- Conditioning. Each returns the tokens of the generator's layer, and what they attend to.
 def cross(stripes, features):
     return stripes, features  # each stripe attends to the features of all words
 def joint(stripes, features):
     tokens = torch.cat([stripes, features], 1)  # (B, 3 + N, dim)
     return tokens, tokens  # stripes and words attend to each other
-# The mean of all features holds most of a flag, but mixed. The net learns colors, not their order.
+# The mean blends all features. In short training, the net finds colors in it, but not their places.
 def pooled(stripes, features):
     return stripes, features.mean(1, keepdim=True)  # (B, 1, dim), the same for every stripe
 
@@ -94,7 +94,7 @@ def sample(net, xt, y, num_steps):
         xt = xt + net(xt, i / num_steps, y) / num_steps  # Euler's method follows the velocity
     return xt
 
-# --- Score. By chance, one of three stripes has an asked color 1 - (7/8)^3 of the time, about 1/3.
+# --- Score. By chance, an asked color is on some stripe 1 - (7/8)^3 of the time, about 1/3.
 # If right colors are shuffled, 1/3 stay in place and 1/8 of the rest match: 1/3 + 2/3 * 1/8 = 5/12.
 def measure(x, flags):  # drawn (B, 3, RGB), asked for (B, 3)
     nearest = torch.cdist(x, COLORS).argmin(2)  # (B, 3), the color that each stripe shows
@@ -115,7 +115,7 @@ for encoder, encode in encoders.items():
 
 fig, axes = plt.subplots(5, 5, figsize=(10, 6.4), layout="constrained")
 fig.suptitle("Colors get into place by attention to features that know the word order", x=0.65)
-fig.supxlabel("Cross: wrong here. Guesses: 33% correct. Right colors, shuffled: 42% in place")
+fig.supxlabel("X: wrong color. By chance: 33% correct colors. Right colors, shuffled: 42% in place")
 plt.setp(axes, xticks=[], yticks=[])
 for ax, caption in zip(axes[0], prompts.view(800, 3, 2)):
     ax.set_title("\n".join(f"{WORDS[position]} {WORDS[color]}" for position, color in caption))
@@ -128,7 +128,7 @@ def draw(encoder):
         row[0].set_ylabel(f"{label}\n{text}", rotation=0, ha="right", va="center", size=11)
         for ax, flag, wrong in zip(row, drawn[label], ~in_place):  # the first five
             ax.imshow(flag[None].clip(-1, 1) / 2 + 0.5, aspect="auto", zorder=2)  # hides old marks
-            ax.plot(0 / wrong, "wX", markersize=15, mec="black")  # 0 if wrong, else NaN: no cross
+            ax.plot(0 / wrong, "wX", markersize=15, mec="black")  # X at 0 if wrong, else NaN: none
     fig.canvas.draw_idle()
 box = plt.axes([0.01, 0.86, 0.25, 0.09], title="The middle rows read a:")
 radio = widgets.RadioButtons(box, list(encoders), int(args.bag), activecolor="black")
@@ -141,7 +141,7 @@ def claim(name, sentence, value, sign, bound):
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
 measured = [measure(drawn[f"{radio.value_selected}, {name}"], asked) for name in mechanisms]
 any_order, in_place, _ = zip(*measured)  # three of each: pooled, cross, joint
-# C1: half is well above chance, which is a third. C3: 0.9 is nearly all, and over twice 5/12.
+# C1: half is well above chance, a third. C3: nearly all, over twice the 5/12 of shuffled colors.
 claim("C1", "Right colors, any order, pooled (chance: 1 - (7/8)^3 = 0.33)", any_order[0], ">", 0.5)
 claim("C2", "Colors in place, pooled (right colors, random order: 5/12)", in_place[0], "<", 5 / 12)
 claim("C3", "Colors in place, worse of cross and joint", min(in_place[1:]), ">", 0.9)

@@ -159,7 +159,7 @@ def test_slider_reaches_lengths_that_were_not_trained(run):
             right = [digit.get(a, a) == digit.get(b, b) for a, b in zip(words, labels(number, modality))]
             assert columns == [*range(m + 2)] and colors == [GRAY if given else YELLOW] + [BLUE if good else RED for good in right[1:]]
             assert all(right[1:]) == (words == labels(number, words[0][1:-1])) == (m < 7)
-            assert title == (f"Wanted: {modality}.\nGiven: {words[0]}" if given else "Nothing given:\n<image> {:.0%}, <audio> {:.0%},\n<text> {:.0%}".format(*p[1:4])) and (given == 0 or right[0])
+            assert title == (f"Wanted: {modality}.\nGiven: {words[0]}" if given else "Nothing given. Chances:\n<image> {:.0%}, <audio> {:.0%},\n<text> {:.0%}".format(*p[1:4])) and (given == 0 or right[0])
     assert before == look(ns) and ns.ax.axis() == (-0.5, 11.5, 4.8, -0.5)  # row 0 is the upper one
 
 
