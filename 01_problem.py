@@ -7,12 +7,10 @@
 We have samples of an unknown density p_data and want new ones. In high dimensions, random guesses
 hardly ever look like data. So we choose a path of distributions from noise to data, and learn the
 velocity along it. Twenty small steps then lead to data. One large step leads only to their mean.
-
 RUN    python 01_problem.py             (5 seconds; the slider sets the number of steps)
 BREAK  python 01_problem.py --steps 1   (C2 fails, because one step takes the noise to the mean)
 PAPER  Owen, Monte Carlo, section 9.3 (effective sample size); arXiv 2210.02747 (flow matching)"""
-import argparse
-import signal
+import argparse, signal
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
@@ -42,7 +40,6 @@ def films(n):
 
 # --- Why it is hard to model p_data. A net can rate any x. To get a density, we must divide the
 # ratings by their integral over all x. For most nets, this integral is out of reach on images.
-
 # Even a known p_data is hard to sample. Importance sampling draws n guesses x from an easy prior,
 # here N(0, I), and picks some of them with probabilities proportional to their weights w.
 def weight(x):
@@ -57,17 +54,16 @@ def weight(x):
 # For any weights, this is called the effective sample size. For large n, we expect
 #     sum(w) / n   = E_prior[w]   = integral of p_prior * w     = integral of p_data     = 1
 #     sum(w^2) / n = E_prior[w^2] = integral of p_prior * w * w = integral of p_data * w = E_data[w]
-# So n guesses are worth about n / E_data[w] samples. Below 1, we can't expect even one good guess.
+# So n guesses replace n / E_data[w] samples. If this is below 1, we can't expect one good guess.
 n = 10**9
 dims = range(2, 15, 2)  # 2 to 14
 expected = [n / weight(films(10_000)[:, :d]).mean() for d in dims]
 
-# --- Training. Instead of weighting guesses, we can move them. Then each becomes a sample.
-# Lines xt = t * x + (1 - t) * eps lead from noise eps (t = 0) to data x (t = 1). Their velocity is
-# x - eps, and the distributions of xt are our path. To generate, a net must predict the velocity
-# from xt and t alone. Squared error makes it predict the mean, v(xt, t) = E[x - eps | xt].
-# This is enough (lesson 05): how many points enter or leave a region depends only on their mean
-# velocity at its border. So noise that moves with v has the distribution of xt at every t.
+# --- Training. Instead of weighting guesses, we move them. Lines xt = t * x + (1 - t) * eps lead
+# from noise eps (t = 0) to data x (t = 1) at velocity x - eps. The distributions of xt are a path.
+# A net must predict the velocity from xt and t alone. Squared error makes it predict the mean,
+# v(xt, t) = E[x - eps | xt]. This is enough (lesson 05): how many points flow into a region depends
+# only on their mean velocity. So noise that moves with v has the distribution of xt at every t.
 def train(sample_data, dim, iters, width=96, batch_size=512, lr=0.01):
     net = nn.Sequential(nn.Linear(dim + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
                         nn.Linear(width, width), nn.SiLU(), nn.Linear(width, dim))
@@ -116,22 +112,26 @@ chart.set(xlabel="dimension d", ylabel="samples that a billion guesses replace",
 chart.set_title(f"In 14 dimensions, a billion guesses\nreplace {expected[-1]:.3f} samples")
 slider = plt.Slider(plt.axes([0.4, 0.02, 0.3, 0.03]), "steps", 1, 50, valinit=args.steps, valstep=1)
 
+def draw_panel(ax, path, time, distance):  # the part of a path up to a time, coordinates 1 and 2
+    i = round(time * (len(path) - 1))  # the step nearest to this time
+    t = i / (len(path) - 1)
+    exact = (t * x + (1 - t) * noise)[:, :2]  # (2000, 2), points xt on the lines
+    tracks = path[:i + 1, :10, :2].permute(2, 0, 1).numpy()  # (2, i + 1, 10), of ten points
+    ax.clear()
+    ax.plot(*exact.T, ".", color="0.8", ms=9)
+    ax.plot(*path[i, :, :2].T, "C3." if t == 1 and distance > limit else "C0.", ms=2)
+    ax.plot(*tracks, "ko-", mfc="w", markevery=[0])
+    ax.set(xlabel=f"t = {t:.2f}", xlim=(-3, 3), ylim=(-3, 3), xticks=[], yticks=[], aspect=1)
+
 def draw(steps):
-    path = sample(net, noise, int(steps))
-    distance = energy_distance(path[-1], x)
-    paths = [path, sample(net, noise, 1)] + 4 * [path]
-    distances = [distance, energy_distance(paths[1][-1], x)] + 4 * [distance]
-    for ax, path, time, d in zip(panels, paths, [1, 1, 0, 0.25, 0.5, 0.75], distances):
-        i = round(time * (len(path) - 1))  # the step nearest to this time
-        t = i / (len(path) - 1)
-        xt = (t * x + (1 - t) * noise)[:, :2]  # (2000, 2), the exact path
-        ax.clear()
-        ax.plot(*xt.T, ".", color="0.8", ms=9)
-        ax.plot(*path[i, :, :2].T, "C3." if t == 1 and d > limit else "C0.", ms=2)
-        ax.plot(*path[:i + 1, :10, :2].permute(2, 0, 1).numpy(), "ko-", mfc="w", markevery=[0])
-        ax.set(xlabel=f"t = {t:.2f}", xlim=(-3, 3), ylim=(-3, 3), xticks=[], yticks=[], aspect=1)
+    path, one_step = sample(net, noise, int(steps)), sample(net, noise, 1)
+    distance, other = energy_distance(path[-1], x), energy_distance(one_step[-1], x)
+    draw_panel(panels[0], path, 1, distance)
+    draw_panel(panels[1], one_step, 1, other)
+    for ax, time in zip(panels[2:], [0, 0.25, 0.5, 0.75]):
+        draw_panel(ax, path, time, distance)
     panels[0].set_title(f"Steps from noise to data: {steps:.0f}.\nEnergy distance: {distance:.3f}")
-    panels[1].set_title(f"One step aims at the mean. Distance: {distances[1]:.3f}\n"
+    panels[1].set_title(f"One step aims at the mean. Distance: {other:.3f}\n"
                         f"(red: over {limit:.3f}, that of a fitted Gaussian)")
     panels[2].set_title("On the way: coordinates 1 and 2 of 14. Moved noise (blue), exact "
                         "path (gray), and ten tracks from noise (circles)", loc="left")
