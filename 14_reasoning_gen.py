@@ -7,7 +7,7 @@
 In image A, the digit in each cell names the next cell. The net follows A from a start cell to the
 goal, 1 to 5 hops away. Then it draws image B, with the goal in black. But it can only make one hop
 per forward pass. So it first writes down the cells on its way, as its thoughts.
-RUN    python 14_reasoning_gen.py                 (13 seconds; the buttons change its thoughts)
+RUN    python 14_reasoning_gen.py                 (13 seconds; the buttons show other thoughts)
 BREAK  python 14_reasoning_gen.py --thoughts 0    (from 2 hops on, the net guesses, so C1 fails)
 PAPER  arXiv 2201.11903 (chain of thought), 2310.07923 (why it helps), 2405.09818 (Chameleon)"""
 import argparse, signal
@@ -16,12 +16,12 @@ from matplotlib import pyplot as plt, widgets
 from torch import nn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-parser.add_argument("--thoughts", type=int, default=4, help="in C1, 0 to 4 (default: %(default)s)")
+parser.add_argument("--thoughts", type=int, choices=range(5), default=4, help="in C1 (%(default)s)")
 parser.add_argument("--iters", type=int, default=1000, help="of training (default: %(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
-if not (0 <= args.thoughts <= 4 and 1 <= args.iters <= 10**6 and 0 <= args.seed < 2**32):
-    parser.error("--thoughts must be 0 to 4, --iters 1 to 1,000,000, and --seed 0 to 2**32 - 1")
+if not (1 <= args.iters <= 10**6 and 0 <= args.seed < 2**32):
+    parser.error("--iters must be 1 to 1,000,000, and --seed 0 to 2**32 - 1")
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the script without a traceback
 torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # such small nets run fastest on a single core
@@ -29,8 +29,8 @@ torch.set_num_threads(1)  # such small nets run fastest on a single core
 # --- Task. For example, A leads from cell 4 to 7, then to 2, then to 5: so 5 is 3 hops away.
 #     cells    A        B        answer   The prompt ends at the start, 4. The net writes the rest:
 #     0 1 2    8 4 5    3 1 6    3 1 6    first its thoughts, 7 and 2, then the goal, 5, and then a
-#     3 4 5    6 7 0    0 2 8    0 2 #    copy of B, but with cell 5 in black (#). We give the hops
-#     6 7 8    1 2 3    7 7 4    7 7 4    to the next cell, and so choose the number of thoughts.
+#     3 4 5    6 7 0    0 2 8    0 2 #    copy of B, with cell 5 in black (#). By the input "hops",
+#     6 7 8    1 2 3    7 7 4    7 7 4    we say how far the next cell is, and so choose thoughts.
 #   tokens     <image>  8 .. 3  <image>  3 ... 4  <text>  4  7  2  5  <image>  3 ... 4  <end>
 #   positions  0        1 .. 9  10      11 .. 19  20     21 21 21 22  23      24 .. 32  33
 #   hops       0        0 .. 0  0        0 ... 0  0       1  1  1  0  0        0 ... 0  0
@@ -68,7 +68,7 @@ class Thinker(nn.Module):  # like GPT, but with one layer
     def forward(self, tokens, positions, hops):  # (B, N), (N,), (N,), to (B, N, vocab_size)
         x = self.token(tokens) + self.position(positions) + self.hops(hops)  # (B, N, dim)
         mask = nn.Transformer.generate_square_subsequent_mask(len(hops))  # look only back
-        return self.head(self.layer(x, mask))  # a drawn cell looks up its digit in B, and the goal
+        return self.head(self.layer(x, mask))  # to draw a cell, it looks up its digit and the goal
 
 def train(net, iters, batch_size=16, lr=0.003):  # to predict each token after the start
     optimizer = torch.optim.Adam(net.parameters())
@@ -93,44 +93,44 @@ def generate(net, tokens, positions, hops):  # continues tokens (B, n) to (B, N)
 net = train(Thinker(VOCAB_SIZE, NUM_POSITIONS, MAX_HOPS), args.iters).requires_grad_(False)
 path, image_a, image_b = tasks = make_tasks(100)
 accuracy = torch.zeros(5, 5)  # the share of tasks in which the net writes every token right
-outputs = {}  # for each button, what the net writes for 5 hops, and what is right, (100, N) each
+outputs = {}  # for each button: what the net writes for 5 hops, and what is right, (100, N) each
 fig, axes = plt.subplot_mosaic("SSSAAA;SSSAAA;RTTTTT", figsize=(10, 8), layout="constrained")
 stairs, ax, buttons, strip = axes.values()
 for thoughts in range(5):
     for num_hops in range(1, 6):
-        tokens, *rows = make_sequences(*tasks, num_hops, min(thoughts, num_hops - 1))
-        written = generate(net, tokens[:, :START_POSITION + 1], *rows)
-        accuracy[thoughts, num_hops - 1] = (written == tokens).all(1).float().mean()
+        right, *rows = make_sequences(*tasks, num_hops, min(thoughts, num_hops - 1))
+        written = generate(net, right[:, :START_POSITION + 1], *rows)
+        accuracy[thoughts, num_hops - 1] = (written == right).all(1).float().mean()
         stairs.text(num_hops, thoughts, f"{accuracy[thoughts, num_hops - 1]:.2f}", ha="center")
-    outputs[f"thoughts: {thoughts}"] = written, tokens
+    outputs[f"thoughts: {thoughts}"] = written, right
 stairs.pcolormesh(range(1, 6), range(5), accuracy, cmap="Blues", vmax=2)  # 1 is light
 stairs.set(xlabel="hops from the start to the goal", ylabel="thoughts allowed",
            title="Accuracy: extra hops need thoughts\n(best guess without thoughts: 1/7)")
 
-written = generate(net, torch.hstack([tokens[:, :START_POSITION + 1], path[:, [3]]]), *rows)
-follows = (written[:, GOAL] == path[:, 7]).float().mean()  # 4 hops after path[3], the thought
-outputs["first is wrong"] = written, tokens
+wrong = torch.hstack([path[:, :1], path[:, 3:]])  # we give path[3], a wrong first thought
+right, *rows = make_sequences(wrong, image_a, image_b, 5, 4)  # what should follow by the map
+written = generate(net, right[:, :START_POSITION + 2], *rows)
+follows = (written == right).all(1).float().mean()
+outputs["first is wrong"] = written, right
 
-for row, (written, right) in enumerate(outputs.values()):  # of task 1, all tokens after the start
-    wrong = "red" if row < 5 else "orange"
-    for i in range(GOAL - min(row, 4), -1):  # < 0: from the end
-        color = wrong if written[1, i] != right[1, i] else "skyblue" if i < GOAL else "w"
+for row, (written, right) in enumerate(outputs.values()):
+    for i in range(GOAL - min(row, 4), -1):  # task 1, counted from the end, so that goals align
+        color = "red" if written[1, i] != right[1, i] else "skyblue" if i < GOAL else "w"
         strip.text(i, row, "012345678■▦??"[written[1, i]], ha="center", bbox={"fc": color})
-strip.set_title("What the net writes (red: wrong, orange: wrong after our wrong first thought)")
-strip.set(yticks=[], ylim=[5.9, -1.1])
-strip.set_xticks([-16.5, GOAL, -6], ["thoughts", "goal", "<image> (▦), then B with the goal black"])
+strip.set_title("Written: thoughts (blue), goal, <image> (▦), B with the goal black. Red: wrong")
+strip.set(xticks=[], yticks=[], xlim=[-17, 0], ylim=[5.9, -1.1])
 
 def draw(label):  # shows task 1
     ax.clear()
-    for name, i in zip("start,,,,,goal,,,".split(","), path[1]):
+    for i, name in zip(path[1], "start,,,,,goal,,,".split(",")):
         ax.text(i % 3, i // 3, f"{image_a[1, i]}", ha="center", size=20, bbox=dict(fc="w", pad=35))
         ax.text(i % 3 - 0.33, i // 3 - 0.18, f"cell {i}\n{name}")
     cells = outputs[label][0][1, START_POSITION:GOAL + 1]
     for here, there in zip(cells, cells[1:]):
         ax.annotate("", (there % 3, there // 3), (here % 3, here // 3), arrowprops=dict(
             arrowstyle="-|>", connectionstyle="arc3,rad=-0.15", shrinkA=20, shrinkB=20))
-    ax.set(title=f"Map A: each digit names the next cell\n(the arrows show the row \"{label}\")",
-           xlim=[-0.5, 2.5], ylim=[2.5, -0.5])
+    ax.set_title(f"Map A: each digit names the next cell\n(the arrows show the row \"{label}\")")
+    ax.axis([-0.5, 2.5, 2.5, -0.5])
     ax.set_axis_off()
     plt.draw()
 
@@ -138,13 +138,13 @@ radio = widgets.RadioButtons(buttons, list(outputs))
 radio.on_clicked(draw)
 radio.set_active(args.thoughts)
 fig.savefig("14_reasoning_gen.png")
-# --- Claims. C1 and C3 allow 5% errors. C2 allows twice 1/7, as 7 cells are neither start nor next.
+# C1 and C3 allow 5% errors. C2 allows twice 1/7, as 7 cells are neither the start nor the next.
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
 claim("C1", "Accuracy, worst of 1 to 5 hops", accuracy[args.thoughts].min(), ">", 0.95)
 claim("C2", "Accuracy without thoughts, 2 hops (best guess: 1/7)", accuracy[0, 1], "<", 2 / 7)
-claim("C3", "Goals that follow from a wrong thought, share", follows, ">", 0.95)
+claim("C3", "Tasks in which all follows from a wrong thought", follows, ">", 0.95)
 print("figure: 14_reasoning_gen.png")
 if plt.get_backend().lower() != "agg":  # there is no window to show without a display
     plt.show()
