@@ -7,12 +7,10 @@
 An encoder turns each patch of a photograph into a point z. The nearest entry q of a codebook takes
 its place, and a decoder reconstructs the patch from q. The index of q is the token of this patch.
 Two things can go wrong: z gets no gradient, and most entries may never be used (codebook collapse).
-
 RUN    python 11_vq.py                (6 seconds; the slider trains the first VQ again)
 BREAK  python 11_vq.py --no-restart   (C1 fails, because the second codebook collapses, too)
 PAPER  arXiv 1711.00937, equation 3 (VQ-VAE), and 2309.15505 (FSQ)"""
-import argparse
-import signal
+import argparse, signal
 import torch
 from matplotlib import cbook, pyplot as plt
 from torch import nn
@@ -104,23 +102,25 @@ gray_error = x.var(1, correction=0).mean() / x.var()  # if each patch becomes it
 fig, axes = plt.subplots(2, 5, figsize=(10, 5.2), layout="constrained")
 fig.suptitle("A codebook that starts far from all z collapses, or needs restarts. FSQ learns none.")
 
-def draw_image(ax, patches, title):
-    image = nn.functional.fold(patches.T, (160, 160), 4, stride=4)[0, 40:120, 80:]
+def draw_image(ax, patches, title):  # from patches (1600, 16)
+    image = nn.functional.fold(patches.T, (160, 160), 4, stride=4)[0]
     ax.imshow(image, "gray", vmin=-0.5, vmax=0.5)
-    ax.plot(49.5, 33.5, "C1s", mfc="none")  # a box around patch 752, row 18 and column 32 of 40
+    ax.plot(4 * 32 + 1.5, 4 * 18 + 1.5, "C1s", mfc="none")  # a box around patch 752 = 40 * 18 + 32
     ax.set(title=title, xticks=[], yticks=[])
 def draw(column, name, net, patch=752):
     ax, image_ax = axes[:, column]
     z, tokens, x_hat, error = measure(net, x)
+    entries = net.codebook[tokens]  # (1600, 2)
     ax.clear()
-    ax.plot(*z.T, "C7.", *net.codebook.T, "kx", ms=3, alpha=0.5)
-    ax.plot(*net.codebook[tokens].T, "o", c="tab:red" if error > gray_error else "tab:blue", ms=4)
-    ax.plot(*zip(z[patch], net.codebook[tokens[patch]]), "C1s-", mfc="none")
+    ax.plot(*z.T, "C7.", ms=3, label="z of a patch")
+    ax.plot(*net.codebook.T, "k+", label="unused entry")
+    ax.plot(*entries.T, "oC3" if error > gray_error else "oC0", label="entry in use")
+    ax.plot(*zip(z[patch], entries[patch]), "C1s-", mfc="none", markevery=[1], label="boxed patch")
     ax.set(aspect=1, xlabel=f"boxed patch: token {tokens[patch]}")
     ax.set_title(f"{name}\n{len(tokens.unique())} of {len(net.codebook)} in use")
     draw_image(image_ax, x_hat, f"error {error:.3f}")
 
-clump = 0.2 * torch.randn(49, 2)  # 2 + clump is around (2, 2), where no z can be: a bad start
+clump = 0.2 * torch.randn(49, 2)  # 2 + clump is around (2, 2), far from all z: a bad start
 grid = torch.cartesian_prod(*[torch.linspace(-1, 1, 7)] * 2)  # (49, 2), all pairs of 7 levels
 same = {"iters": args.iters, "seed": args.seed}  # so all nets start with the same weights
 draw(1, "VQ", train(x, "vq", 2 + clump, **same))
@@ -131,8 +131,8 @@ draw(2, "VQ" if args.no_restart else "VQ with restarts", second_vq)
 draw(3, "FSQ", fsq_net)
 draw(4, "FSQ, no gradient", without)
 draw_image(axes[1, 0], x, "part of the photo")
-axes[0, 0].legend(axes[0, 3].lines, ["z of a patch", "unused entry", "entry in use", "boxed patch"],
-                  title=f"error 1: all one gray\nred: above {gray_error:.3f},\neach patch one gray")
+axes[0, 0].legend(*axes[0, 3].get_legend_handles_labels(),
+                  title=f"error 1: one gray\nred: above {gray_error:.3f}, that\nof flat patches")
 axes[0, 0].set_axis_off()
 fig.savefig("11_vq.png", dpi=140)
 box = plt.axes([0.45, 0.005, 0.4, 0.03])
