@@ -50,11 +50,11 @@ NOISE = (1 - ABAR).sqrt()  # (T + 1,), how much eps there is in x_t
 # The chain rule writes q as steps back, too. (Given x_t, the later x are just x_t with more noise.)
 #     p =    p(x_T)        p(x_{T-1} | x_T)       ...  p(x_1 | x_2)       p(x_0 | x_1)
 #     q =    q(x_T | x_0)  q(x_{T-1} | x_T, x_0)  ...  q(x_1 | x_2, x_0)
-# The mean of log q - log p is a KL divergence, which we call KL_t for the two steps from x_t (5):
+# Column by column, the mean of log q - log p is a KL divergence, KL_t for the steps from x_t (5):
 #     ELBO = nearly 0      - KL_T                 ...  - KL_2             + E_q[log p(x_0 | x_1)]
 
 # --- The true step. By Bayes' rule, q(x_{t-1} | x_t, x_0) is proportional to q(x_t | x_{t-1}) times
-# q(x_{t-1} | x_0). Both are Gaussians in x_{t-1}. By (2) and (4), their means and variances are
+# q(x_{t-1} | x_0). Both are Gaussians in x_{t-1}. By (2), and by (4) at t - 1 and t, they have
 #     m  = x_t / sqrt(alpha_t)                            v  = beta_t / alpha_t
 #     m' = (x_t - sqrt(1 - abar_t) eps) / sqrt(alpha_t)   v' = 1 - abar_{t-1}
 # Their product is a Gaussian with the mean (m / v + m' / v') / (1 / v + 1 / v')
@@ -62,17 +62,17 @@ NOISE = (1 - ABAR).sqrt()  # (T + 1,), how much eps there is in x_t
 #     = x_t / sqrt(alpha_t) - c_t * eps    where c_t = beta_t / sqrt(alpha_t (1 - abar_t))     (10)
 C = BETA / (ALPHA.sqrt() * NOISE)  # (T + 1,), 0.006 to 0.02 (C[0] is 0 / 0, but never used)
 
-# --- The model's step has this mean, but with a net's guess eps_hat. Its variance is set to beta_t,
-# the upper limit of lesson 04. As both variances are fixed,
+# --- The model's step has this mean, but with a net's guess eps_hat. We fix its variance to beta_t,
+# the larger of the paper's two choices (lesson 04 compares them). As both variances are fixed,
 #     KL_t = |difference of the means|^2 / (2 beta_t) + constant
 #          = w_t * |eps - eps_hat|^2 + constant    where w_t = c_t^2 / (2 beta_t)              (12)
 # The last term has this form, too. -log p(x_0 | x_1) is |x_0 - mean|^2 / (2 beta_1) + constant, and
-# because abar_1 is alpha_1, (4) says that (10) with the true eps is x_0 itself at t = 1.
+# at t = 1, (10) with the true eps is x_0: c_1 is sqrt(beta_1 / alpha_1), so it is (4), solved.
 WEIGHT = C[1:] ** 2 / (2 * BETA[1:])  # (T,), w_t for t = 1, ..., T
 
 # --- So ELBO = constant - sum over t of w_t * E|eps - eps_hat|^2. To train on it, we draw t with
 # probability w_t / sum(w). L_simple (14) draws all t equally, so it cares less about small t, where
-# w_t is largest, and noise is hardly seen. Its ELBO is lower, but its images are better (table 1).
+# w_t is largest, but x_t is hardly noisy. Its ELBO is lower, but its images are better (table 1).
 def squared_error(net, x_0, eps, t):  # for data x_0 and noise eps, (B, D), and t, (B, 1)
     x_t = ABAR[t].sqrt() * x_0 + NOISE[t] * eps  # (B, D), equation 4
     return (eps - net(x_t, t)).square().sum(1)  # (B,)
@@ -90,8 +90,8 @@ def train(net, weight, iters, batch_size=512, lr=0.04):
             print(f"iteration {i} of {iters}: loss {loss:.4f}")
     return net.requires_grad_(False)  # trained
 
-# --- Why eps? A net could output the mean, and we solve (10) for eps_hat. But dividing by c_t
-# multiplies its error by 50 to 160. Our small net can't afford this, but a large one can (table 2).
+# --- Why eps? A net could output the mean instead, and (10) gives eps_hat. But dividing by c_t
+# multiplies its error by 50 to 160. Our small net is too inaccurate for this, a large one is not.
 class Net(nn.Sequential):  # x_t, (B, 2), and t, (B, 1), to eps_hat, (B, 2)
     def __init__(self, predict, width=64):
         super().__init__(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
@@ -102,7 +102,7 @@ class Net(nn.Sequential):  # x_t, (B, 2), and t, (B, 1), to eps_hat, (B, 2)
         return output if self.predict == "eps" else (x_t / ALPHA[t].sqrt() - output) / C[t]
 
 # --- The constant is the same for all nets, so we compare with a model whose ELBO we know. If
-# eps_hat is sqrt(1 - abar_t) x_t, (10) is sqrt(alpha_t) x_t, so p steps back as q steps on. This
+# eps_hat is sqrt(1 - abar_t) x_t, (10) is sqrt(alpha_t) x_t, so p's step back is like q's. This
 # keeps the density of N(0, I), here N: p(x_{t-1} | x_t) N(x_t) = q(x_t | x_{t-1}) N(x_{t-1}). The
 # product over all t is p(x_0, ..., x_T) = N(x_0) q(x_1, ..., x_T | x_0). So the ELBO is log N(x_0).
 def elbo_gain(net, x_0):  # data (n * T, D); returns the nats gained at t = 1, ..., T, (T,)
@@ -128,9 +128,9 @@ for target, loss in [(args.predict, "L_simple"), (args.predict, "ELBO"), ("mean"
 low.axhline(c="k")
 low.axhline(1.26, c="0.5", ls=":")  # mean log p_data over log N(0, I): no model has a higher mean
 low.text(1.5 * T, 1.26, "best possible: 1.26")
-low.set(title="Red ends below N(0, I) (black). The net that predicts the mean does", ylim=(-3, 1.5))
+low.set(title="The net that predicts the mean ends below N(0, I), the black line", ylim=(-3, 1.5))
 low.set(xlabel="t (90% of steps are beyond 100)\n\n", ylabel="nats gained up to t")
-def draw(error):  # of each coordinate of the mean; by (12), it costs 2 error^2 / (2 beta_t) nats
+def draw(error):  # added to both coordinates of a mean, it costs error^2 / beta_t nats, by (12)
     for curve, label, gain in zip(low.lines, low.texts, gains):
         nats = (gain - error**2 / BETA[1:]).cumsum(0)  # (T,)
         curve.set(ydata=nats, color="tab:blue" if nats[-1] > 0 else "tab:red")
