@@ -4,9 +4,9 @@
 # ///
 """02 DDPM forward process: turn data into noise step by step, or in one draw by the closed form.
 
-DDPM turns data into noise in T small Gaussian steps, and a net learns to undo them. Training never
-runs these steps, because t of them together are one Gaussian draw. We run them once to check this.
-
+DDPM turns data into noise in T small Gaussian steps. A net learns which noise they added, so that
+we can undo them (lesson 04). Training never runs these steps, because t of them together equal one
+Gaussian draw. We run them once to check this.
 RUN    python 02_ddpm_forward.py          (5 seconds; the slider sets T)
 BREAK  python 02_ddpm_forward.py --T 50   (C2 fails, because 50 steps leave most of the data)
 PAPER  arXiv 2006.11239, equations 2, 4, and 14 (DDPM, by Ho et al.)"""
@@ -59,14 +59,14 @@ def simulate_chain(x, beta):  # noises data x, (n, 2), step by step: x_0, ..., x
 # Again, they add up to (1 - beta_t) + beta_t = 1. So at every t, with a new eps ~ N(0, I),
 #     x_t = a_t x + s_t eps,  where a_t^2 = (1 - beta_1) ... (1 - beta_t), called abar_t    (4)
 
-# --- Check: (4), solved for eps, must give N(0, 1) at every t. The CDF of N(0, 1) turns n such eps
-# into uniform numbers. Sorted, these should be evenly spaced. The largest deviation from that is
+# --- Check: (4), solved for eps, should give N(0, 1) at every t. The CDF of N(0, 1) turns n such
+# eps into uniform numbers. Sorted, these should be evenly spaced. The largest deviation is called
 # the Kolmogorov-Smirnov (KS) distance.
 def measure(T, n=5000):  # returns a and s, (T + 1, 1), chains, (T + 1, n / 2, 2), and KS, (T + 1,)
     beta, abar = linear_schedule(T)
     a, s = abar.sqrt(), (1 - abar).sqrt()
-    path = simulate_chain(two_moons(n // 2), beta)  # each point has an x and a y
-    eps = (path - a[:, None] * path[0]) / s[:, None]  # at t = 0, 0 / 0 is nan
+    path = simulate_chain(two_moons(n // 2), beta)  # n / 2 points have n coordinates
+    eps = (path - a[:, None] * path[0]) / s[:, None]  # (T + 1, n / 2, 2); at t = 0, 0 / 0 is nan
     uniform = torch.special.ndtr(eps.flatten(1))  # (T + 1, n)
     ks = (uniform.sort().values - torch.linspace(0, 1, n)).abs().amax(1)  # the largest difference
     return a, s, path, ks
@@ -110,8 +110,8 @@ xt, st, eps = training_batch(a, s, 50_000)
 lowest = nn.functional.mse_loss(best_eps(xt, st), eps)
 ratio = nn.functional.mse_loss(net(torch.hstack([xt, st])), eps) / lowest
 
-MAX_KS = 0.041  # by chance, P(KS > e) <= 2 exp(-2 n e^2) (DKW inequality), or 1e-7 for e = 0.041
-MAX_A = 0.06  # for a_T, the correlation of x and x_T: 4 standard errors of 1 / sqrt(5000) = 0.014
+MAX_KS = 0.041  # by chance, P(KS > e) <= 2 exp(-2 n e^2) (DKW), 1e-7 for e = 0.041 and n = 5000
+MAX_A = 0.06  # a_T is the correlation of x and x_T, whose standard error is 1 / sqrt(5000) = 0.014
 fig = plt.figure(figsize=(11.5, 6), layout="constrained")
 *clouds, chart, bar = fig.subplot_mosaic("0123;4444;5555", height_ratios=[18, 7, 1]).values()
 slider = plt.Slider(bar, "T steps", 10, 1000, valinit=args.T, valstep=1)

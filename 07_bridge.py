@@ -39,7 +39,7 @@ def two_moons(n):
 # --- The bridge. xt / r mixes the same x and eps, with the weights a / r and s / r. Their squares
 # add up to 1, so xt / r is on the VP path. For example, a = s = 0.5 becomes a = s = 0.707.
 def make_predictor(net, power=1):
-    """Return predict(xt, a, s), which is eps_hat (B, D), from net on (B, D + 2). power=0: no r."""
+    """Return a predict(xt, a, s) for eps_hat, (B, D). net sees (B, D + 2), divided by r**power."""
     def predict(xt, a, s):  # xt is (B, D), a and s are numbers or (B, 1)
         r = (a**2 + s**2) ** 0.5
         ones = torch.ones_like(xt[:, :1])  # (B, 1)
@@ -72,7 +72,7 @@ for i in range(args.iters):
 # the mean rho * eps and the variance 1 - rho^2. So DDPM (eta = 1) keeps rho * s2 of eps_hat.
 @torch.no_grad()
 def sample(predict, xt, levels, eta=0):
-    """Denoise xt, of any shape, through levels (a, s), (n, 2), by DDIM (eta=0) or DDPM (eta=1)."""
+    """Denoise xt, of any shape, through n levels (a, s), by DDIM (eta=0) or DDPM (eta=1)."""
     for (a, s), (a2, s2) in zip(levels, levels[1:]):
         eps_hat = predict(xt, a, s)
         x_hat = (xt - s * eps_hat) / a
@@ -84,8 +84,8 @@ def sample(predict, xt, levels, eta=0):
 
 # --- Flow matching's path is xt = t * x + (1 - t) * eps. So v = dxt/dt = x - eps = (xt - eps) / t.
 # Its sampler follows v_hat, the mean of v, given xt. This is enough (lesson 05): how many points
-# cross a border depends only on their mean velocity there. So moved noise is distributed like xt at
-# every t, and ends as data. Since xt = t * x_hat + (1 - t) * eps_hat, Euler's step is DDIM's:
+# flow across a border depends only on their mean velocity. So noise that follows it ends as data.
+# Since xt = t * x_hat + (1 - t) * eps_hat, Euler's step is DDIM's:
 #     xt2 = xt + (t2 - t) * (x_hat - eps_hat) = t2 * x_hat + (1 - t2) * eps_hat
 @torch.no_grad()
 def sample_flow(predict, xt, times):
@@ -100,9 +100,9 @@ linear = torch.stack([t, 1 - t], 1)  # (31, 2)
 r = linear.norm(dim=1, keepdim=True)  # (31, 1)
 vp = linear / r
 
-# Flow's a and s are r times DDIM's. Suppose that its xt is, too. Then any net sees the same inputs
-# in both, so eps_hat and x_hat agree, and the next xt is r times DDIM's again. At the end, r = 1.
-noise = torch.cat([torch.full((1, 2), 2), torch.randn(299, 2)])  # (2, 2): for a clear figure
+# At each level, flow's a and s are r times DDIM's. If its xt is, too, any net sees the same inputs
+# in both. So eps_hat and x_hat agree, and the next xt is r times DDIM's again. At the end, r is 1.
+noise = torch.cat([torch.full((1, 2), 2), torch.randn(299, 2)])  # the figure follows (2, 2)
 predict_flow = make_predictor(net, args.power)
 ddim = sample(predict, noise, vp)
 flow = sample_flow(predict_flow, r[0] * noise, t)
@@ -130,7 +130,7 @@ def draw(power):
     predict_flow = make_predictor(net, power)
     moved = torch.stack([sample_flow(predict_flow, r[0] * noise, t[:n]) for n in range(1, 32)])
     right.clear()
-    right.plot(*x.T, ".", *(ddim_path[:, 0].T * there_and_back), color="0.8")
+    right.plot(*x.T, ".", *(ddim_path[:, 0].T * there_and_back), color="0.8")  # x: data
     right.plot(*ddim_path[-1].T, "C0o", *moved[-1].T, "C1.", ms=5)  # the ends of all 300
     right.plot(*ddim_path[:, 0].T, "C0o-", *moved[:, 0].T, "C1o-", ms=4)  # the path of the first
     right.set(xlim=(-2.9, 2.9), ylim=(-2.3, 2.3), aspect=1, xlabel="curves: one sample's path")

@@ -35,11 +35,11 @@ y[torch.rand(3200) < 0.2] *= -1  # we make a fifth wrong, for guidance to repair
 
 # --- Knob 1, the target. Points xt = a * x + s * eps, with a = sin(t) and s = cos(t), move from
 # noise (t = 0) to data (t = pi / 2) at velocity v = s * x - a * eps. To sample, we follow the mean
-# of v at xt (lesson 05). A net may learn it from v, eps, or x0 (our x), as means obey this, too:
+# of v at xt (lesson 05). A net may learn it from v, eps, or x0 (our x), as their means obey this:
 #     s * xt - eps = s * a * x + (s^2 - 1) * eps = a * (s * x - a * eps) = a * v     (a^2 + s^2 = 1)
 #     x - a * xt   = (1 - a^2) * x - a * s * eps = s * (s * x - a * eps) = s * v
-def convert_to_v(net, target):  # all give v, but an a or s near 0 magnifies the net's error
-    def v(xt, t, y):
+def convert_to_v(net, target):  # all give v, but dividing by an a or s near 0 magnifies errors
+    def v(xt, t, y):  # xt and y are (B, ...), and t is a number or (B, 1)
         out = net(torch.hstack([xt, t.expand_as(y), y]))  # (B, 2)
         a, s = t.sin().clamp(0.02), t.cos().clamp(0.02)  # never divide by 0
         return {"v": out, "eps": (s * xt - out) / a, "x0": (out - a * xt) / s}[target]
@@ -51,13 +51,13 @@ factors.legend(["eps: 1 / a (a: share of data)", "x0: 1 / s (s: share of noise)"
 factors.set(title="Knob 1, target: predicting eps errs near\nnoise, and x0 near data (v: always 1)",
             xlabel="t, from noise (0) to data (1.57)", ylabel="error of v / error of the net")
 
-# --- Knob 2, t_scale. Our net reads t itself. DiT reads sines of t_scale * frequency * t. They
-# were made for DDPM's t, 1 to 1000. A flow's t ends near 1, where most of them need t_scale = 1000.
+# --- Knob 2, t_scale. Our net reads t itself. DiT reads sines of t, which tell nearby t apart. They
+# were made for t = 1 to 1000. A flow's t ends near 1, so most of them need t_scale = 1000.
 angles = t / 10_000 ** torch.linspace(0, 1, 32)  # (3000, 32), frequencies from 1 to 1 / 10,000
 waves.plot(torch.stack([angles, args.t_scale * angles], 2).sin().amax(0).numpy(), "o-")
 waves.legend(["t_scale 1", f"t_scale {args.t_scale}"])
 waves.set(title="Knob 2, t_scale: if it is 1, most sines of t\nhardly move from 0",
-          xlabel="32 sines, from fast to slow", ylabel="largest sine on the way")
+          xlabel="32 sines, from fast to slow", ylabel="largest value over all t")
 
 net = nn.Sequential(nn.Linear(4, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
                     nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
@@ -80,14 +80,14 @@ for i in range(args.iters):  # learns the mean of the target, given xt, t, and t
 v = convert_to_v(net.requires_grad_(False), args.target)  # frozen
 
 # --- Knob 3, the schedule: at which times we evaluate v. DDPM's linear schedule makes short steps
-# near noise and long ones near data. The cosine schedule spaces t evenly, and errs less here.
+# near noise and long ones near data. The cosine schedule spaces t evenly, so no step is very long.
 def linear_times(num_steps):
     beta = torch.zeros(1001)  # beta[0] is 0, as in lesson 02
     beta[1:] = torch.linspace(1e-4, 0.02, 1000)
     a = (1 - beta).cumprod(0).sqrt()  # (1001,), from 1 at data to almost 0 at noise
     step = torch.linspace(1000, 0, num_steps + 1).round()  # from noise to data
     return a[step.long()].asin()  # t, because a = sin(t)
-def cosine_times(num_steps):  # its longer steps near noise go wrong with --target eps
+def cosine_times(num_steps):  # near noise, its steps are longer, and go wrong with --target eps
     return torch.linspace(0, torch.pi / 2, num_steps + 1)  # a = sin(t) = cos(pi / 2 - t)
 
 # --- Knob 4, the solver. NFE is the number of evaluations of v. Heun needs two of them in a step.
@@ -106,7 +106,7 @@ for nfe in (2, 4, 8, 16, 32, 64):
     euler_cosine = sample(v, noise, label, cosine_times(nfe), order=1)
     heun_cosine = sample(v, noise, label, cosine_times(nfe // 2))  # order 2
     ends = torch.stack([euler_linear, euler_cosine, heun_cosine])  # (3, 2000, 2)
-    error[str(nfe)] = (ends - exact).norm(dim=2).mean(1)  # (3,); a text as key gives even ticks
+    error[str(nfe)] = (ends - exact).norm(dim=2).mean(1)  # (3,); texts as keys give even ticks
 errors.semilogy([*error], [*error.values()], "o-")
 errors.legend(["Euler, linear", "Euler, cosine", "Heun, cosine"])
 linear, cosine, heun = error["16"]
