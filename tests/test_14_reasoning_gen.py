@@ -163,8 +163,8 @@ def test_a_caption_with_the_goal_ties_if_the_image_generator_sees_b(ns):
     assert abs((same.double().mean() * 9 - 1) / 8 - 1 / 9) < 0.05
 
 def test_boards_show_what_is_written_for_each_button(ns):
-    """A row of tokens beside each button: those that differ from the right ones (or from what follows a wrong thought) are red, all
-    others before the goal blue. The map has digits, names, and an arrow for each hop. Only four right thoughts reach the goal."""
+    """A row of tokens beside each button: those that differ from the right ones (or from what follows our wrong thought, orange) are red,
+    all others before the goal blue. The map has digits, names, and an arrow for each hop. Only four right thoughts reach the goal."""
     path, a, b = ns.path[1].tolist(), ns.image_a[1].tolist(), ns.image_b[1].tolist()
     labels, shown = [*[f"thoughts: {n}" for n in range(5)], "first is wrong"], {text.get_position(): text for text in ns.strip.texts}
     assert ns.radio.value_selected == "thoughts: 4" and [label.get_text() for label in ns.radio.labels] == labels and ns.radio.ax is ns.buttons
@@ -178,7 +178,7 @@ def test_boards_show_what_is_written_for_each_button(ns):
         assert (text[-1] == path[5]) == (n == 4) and answer.index(9) == text[-1] and (n < 5 or text == [path[0], *path[3:8]])
         assert not ns.fig.stale and labels[n] in ns.ax.get_title()  # a click redraws it
         assert [shown[i, n].get_text() for i in columns] == ["012345678\u25a0\u25a6"[output[i]] for i in columns]
-        colors = ["#ff0000" if output[i] != right[i] else "#87ceeb" if i < -12 else "#ffffff" for i in columns]
+        colors = ["#ffa500" if (n, i) == (5, -16) else "#ff0000" if output[i] != right[i] else "#87ceeb" if i < -12 else "#ffffff" for i in columns]
         assert [to_hex(shown[i, n].get_bbox_patch().get_facecolor()) for i in columns] == colors
         assert abs(ns.strip.transLimits.transform((0, n))[1] - ns.radio.labels[n].get_position()[1]) < 0.02  # in line with its button
         names = {path[0]: "start", path[5]: "goal"}
