@@ -6,12 +6,10 @@
 
 We undo the noise steps of lesson 02. If we knew the data point x, Bayes' rule would say where we
 were one step earlier. A net estimates x, and each step adds noise of one of three variances.
-
 RUN    python 04_ancestral.py              (6 seconds; the slider sets the steps of the last row)
 BREAK  python 04_ancestral.py --var zero   (claim C1 fails: all samples end in one small spot)
 PAPER  arXiv 2006.11239, equation 7, section 3.2, and algorithm 2, by Ho et al. (DDPM)"""
-import argparse
-import signal
+import argparse, signal
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
@@ -71,13 +69,14 @@ def posterior(xt, x, beta, abar_prev):  # mean, (B, D), and variance of q(x_{t-1
     mean = (like_var * prior_mean + prior_var * like_mean) / (prior_var + like_var)
     return mean, prior_var * like_var / (prior_var + like_var)
 
-# --- One step back from xt alone. As the posterior mean is linear in x, replacing x by the net's
-# E[x | xt] gives E[x_{t-1} | xt]. By the law of total variance, the variance has two parts:
-#     var(x_{t-1} | xt) = beta_tilde + c^2 var(x | xt),  c: the factor of x in the posterior mean
-# - beta-tilde, the posterior's variance, is exact if all data are one point: var(x | xt) is 0 then.
-# - beta is exact for data N(0, I). Then x_{t-1} and xt are N(0, I), too, and their covariance is
-#   sqrt(1 - beta), so that var(x_{t-1} | xt) = 1 - covariance^2 = beta.
-# - zero adds none. For data N(0, I), xt becomes sqrt(1 - beta) xt, so that all samples shrink to 0.
+# --- One step back from xt alone. The posterior mean is linear in x. So with the net's E[x | xt] in
+# place of x, it is the mean of x_{t-1}, given xt. How much noise belongs around it? By the law of
+# total variance, two parts add up. One is the variance of the posterior, called beta-tilde. The
+# other is that of the posterior mean, because xt does not tell us x. We try three choices:
+# - beta-tilde leaves out the second part. This is exact if all data are one point.
+# - beta is exact for data N(0, I). Then x_{t-1} and xt are N(0, I), too, and have the covariance
+#   sqrt(1 - beta). So the variance of x_{t-1}, given xt, is 1 - covariance^2 = beta.
+# - zero adds no noise. For data N(0, I), xt becomes sqrt(1 - beta) xt, and samples shrink to 0.
 # --- Longer steps need no new net. The noise steps from an earlier time u to t combine into one
 # (lesson 02), with 1 - beta = abar_t / abar_u. So u can take the place of t - 1 in all of this.
 @torch.no_grad()
@@ -91,7 +90,7 @@ def sample(net, xt, abar, num_steps, variance):  # algorithm 2, from noise xt, (
         beta = 1 - abar[t] / abar[u]  # equal to beta_t if u is t - 1
         mean, beta_tilde = posterior(xt, x_hat, beta, abar[u])
         var = {"beta-tilde": beta_tilde, "beta": beta, "zero": 0 * beta}[variance]
-        xt = mean + var.sqrt() * torch.randn_like(xt)  # in long steps, no Gaussian is right
+        xt = mean + var.sqrt() * torch.randn_like(xt)  # (a true long step is not Gaussian)
     return mean  # at u = 0, x_hat: an average of all x that fit xt, blurred after a long last step
 
 def energy_distance(x, y):
@@ -103,8 +102,9 @@ def energy_distance(x, y):
 net = train(ABAR, args.iters)
 noise, real = torch.randn(2000, 2), two_moons(2000)
 limit = energy_distance(noise, real)
-hundred, thousand, ten_beta, ten_tilde = [energy_distance(sample(net, noise, ABAR, *how), real)
-    for how in [(100, args.var), (1000, "beta"), (10, "beta"), (10, "beta-tilde")]]
+distance = lambda *how: energy_distance(sample(net, noise, ABAR, *how), real)  # steps, variance
+hundred, thousand = distance(100, args.var), distance(1000, "beta")
+ten_beta, ten_tilde = distance(10, "beta"), distance(10, "beta-tilde")
 
 # --- The figure. On top: a long step back from xt = -1, for x = 2, beta = 0.36, abar_prev = 0.49.
 fig, panels = plt.subplot_mosaic("sss;abc;def;ghi", figsize=(10.5, 9), layout="constrained")
