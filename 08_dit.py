@@ -6,7 +6,7 @@
 
 On the line xt = t x + (1 - t) eps, noise eps moves to an image x at velocity x - eps. Many lines
 cross at each xt, and the net learns their mean velocity (lesson 05). One big step along it gives
-a blur, but as t grows, xt shows more of x. Patches of xt are tokens, and attention joins them.
+a blur. Later, fewer images fit xt, so it sharpens. Patches of xt are tokens, joined by attention.
 RUN    python 08_dit.py          (11 seconds; move the slider, or try your own --data FOLDER)
 BREAK  python 08_dit.py --dim 8  (C1 and C2 fail: tokens are too narrow for the noise)
 PAPER  arXiv 2212.09748, section 3.2 (DiT); 2207.12598, equation 6 (guidance: its w is our w - 1)"""
@@ -49,7 +49,7 @@ class Block(nn.Module):
         x = x + gate1 * self.out((weights @ v).transpose(1, 2).flatten(2))  # (B, N, dim)
         return x + gate2 * self.mlp(self.norm(x) * (1 + scale2) + shift2)
 
-# Why patches? A velocity contains the noise, 256 numbers. One token of 48 can't hold them, 16 can.
+# Why patches? A velocity has 256 numbers here. One token of 48 numbers can't hold them, 16 can.
 class DiT(nn.Module):
     def __init__(self, size, patch, channels, num_classes, dim, depth, num_heads=4):
         super().__init__()
@@ -60,7 +60,7 @@ class DiT(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, channels * patch**2))
         self.unpatchify = nn.Fold(size, patch, stride=patch)  # puts the patches side by side
 
-    def forward(self, xt, t, y):  # (B, channels, size, size), a number or B of them, (B,)
+    def forward(self, xt, t, y):  # (B, channels, size, size), one t or B of them, (B,)
         c = nn.functional.silu(self.time(torch.as_tensor(t).view(-1, 1)) + self.label(y))
         x = self.patchify(xt).flatten(2).mT + self.position  # (B, N, dim)
         for block in self.blocks:
@@ -75,7 +75,7 @@ def train(net, images, labels, iters, lr, batch_size=32):
         x, y = images[batch], labels[batch] * (torch.rand(batch_size) > 0.1)  # drops 1 in 10
         eps, t = torch.randn_like(x), torch.rand(batch_size, 1, 1, 1)
         xt = t * x + (1 - t) * eps
-        loss = nn.functional.mse_loss(net(xt, t, y), x - eps)  # least at the mean velocity
+        loss = nn.functional.mse_loss(net(xt, t, y), x - eps)  # lowest for the mean velocity
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -83,7 +83,7 @@ def train(net, images, labels, iters, lr, batch_size=32):
             print(f"iteration {i} of {iters}: loss {loss:.4f}")
     return net.requires_grad_(False)
 
-# Guidance starts at the velocity without a label, and adds w times the difference to that with it.
+# Guidance adds, to the velocity without a label, w times the difference that the label makes.
 def sample(net, xt, y, num_steps, w=1):
     for t in torch.arange(num_steps) / num_steps:  # Euler steps (lesson 06), from noise to images
         null, cond = net(xt, t, 0 * y), net(xt, t, y)  # without label (0), and with label
@@ -118,7 +118,7 @@ dim, depth, lr = (args.dim or 128, 4, 0.004) if args.data else (args.dim or 48, 
 num_classes, channels, size = int(labels.max()), *images.shape[1:3]
 config = dict(size=size, patch=4, channels=channels, num_classes=num_classes, dim=dim, depth=depth)
 net = train(DiT(**config), images, labels, args.iters, lr)
-one_token = train(DiT(**dict(config, patch=size)), images, labels, args.iters, lr / 2)  # its best
+one_token = train(DiT(**dict(config, patch=size)), images, labels, args.iters, lr / 2)  # its best rate
 y, noise = 1 + torch.arange(40) % num_classes, torch.randn(40, channels, size, size)
 fig, ax = plt.subplots(figsize=(10, 6), layout="constrained")
 grid = ax.imshow([[0, 1]], "gray", extent=(0, 10, 5.5, -0.5))  # 0 is black, and 1 is white
