@@ -118,7 +118,7 @@ dim, depth, lr = (args.dim or 128, 4, 0.004) if args.data else (args.dim or 48, 
 num_classes, channels, size = int(labels.max()), *images.shape[1:3]
 config = dict(size=size, patch=4, channels=channels, num_classes=num_classes, dim=dim, depth=depth)
 net = train(DiT(**config), images, labels, args.iters, lr)
-one_token = train(DiT(**dict(config, patch=size)), images, labels, args.iters, lr / 2)  # its best rate
+one_token = train(DiT(**dict(config, patch=size)), images, labels, args.iters, lr / 2)  # its best
 y, noise = 1 + torch.arange(40) % num_classes, torch.randn(40, channels, size, size)
 fig, ax = plt.subplots(figsize=(10, 6), layout="constrained")
 grid = ax.imshow([[0, 1]], "gray", extent=(0, 10, 5.5, -0.5))  # 0 is black, and 1 is white

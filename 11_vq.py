@@ -27,8 +27,8 @@ torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # such small nets run fastest on a single core
 
 photo = plt.imread(cbook.get_sample_data("grace_hopper.jpg"))  # (600, 512, 3), part of matplotlib
-face = torch.tensor(photo[100:260, 180:340, 1]) / 255 - 0.5  # (160, 160), green, black is -0.5
-x = nn.functional.unfold(face[None], 4, stride=4).T  # (1600, 16), a row is a patch of 4 x 4 pixels
+face = torch.tensor(photo[None, 100:260, 180:340, 1]) / 255 - 0.5  # (1, 160, 160), black is -0.5
+x = nn.functional.unfold(face, 4, stride=4).T  # (1600, 16), a row is a patch of 4 x 4 pixels
 
 # --- Straight-through gradient. A small change of z does not change q, so z gets no gradient. We
 # give it the gradient at q, so z goes where q should go. With entries 0 and 1, and loss (q - 1)^2:
@@ -105,7 +105,7 @@ fig.suptitle("A codebook that starts far from all z collapses, or needs restarts
 def draw_image(ax, patches, title):  # from patches (1600, 16)
     image = nn.functional.fold(patches.T, (160, 160), 4, stride=4)[0]
     ax.imshow(image, "gray", vmin=-0.5, vmax=0.5)
-    ax.plot(4 * 32 + 1.5, 4 * 18 + 1.5, "C1s", mfc="none")  # a box around patch 752 = 40 * 18 + 32
+    ax.plot(4 * 32 + 1.5, 4 * 18 + 1.5, "C1s", ms=4, mfc="none")  # around patch 752 = 40 * 18 + 32
     ax.set(title=title, xticks=[], yticks=[])
 def draw(column, name, net, patch=752):
     ax, image_ax = axes[:, column]
@@ -113,14 +113,14 @@ def draw(column, name, net, patch=752):
     entries = net.codebook[tokens]  # (1600, 2)
     ax.clear()
     ax.plot(*z.T, "C7.", ms=3, label="z of a patch")
-    ax.plot(*net.codebook.T, "k+", label="unused entry")
-    ax.plot(*entries.T, "oC3" if error > gray_error else "oC0", label="entry in use")
+    ax.plot(*net.codebook.T, "k+", ms=3, label="unused entry")
+    ax.plot(*entries.T, ".C3" if error > gray_error else ".C0", label="entry in use")
     ax.plot(*zip(z[patch], entries[patch]), "C1s-", mfc="none", markevery=[1], label="boxed patch")
     ax.set(aspect=1, xlabel=f"boxed patch: token {tokens[patch]}")
     ax.set_title(f"{name}\n{len(tokens.unique())} of {len(net.codebook)} in use")
     draw_image(image_ax, x_hat, f"error {error:.3f}")
 
-clump = 0.2 * torch.randn(49, 2)  # 2 + clump is around (2, 2), far from all z: a bad start
+clump = 0.2 * torch.randn(49, 2)  # 2 + clump is around (2, 2), where no z can be: a bad start
 grid = torch.cartesian_prod(*[torch.linspace(-1, 1, 7)] * 2)  # (49, 2), all pairs of 7 levels
 same = {"iters": args.iters, "seed": args.seed}  # so all nets start with the same weights
 draw(1, "VQ", train(x, "vq", 2 + clump, **same))
@@ -132,7 +132,7 @@ draw(3, "FSQ", fsq_net)
 draw(4, "FSQ, no gradient", without)
 draw_image(axes[1, 0], x, "part of the photo")
 axes[0, 0].legend(*axes[0, 3].get_legend_handles_labels(),
-                  title=f"error 1: one gray\nred: above {gray_error:.3f}, that\nof flat patches")
+                  title=f"error 1: all one gray\nred: above {gray_error:.3f},\neach patch one gray")
 axes[0, 0].set_axis_off()
 fig.savefig("11_vq.png", dpi=140)
 box = plt.axes([0.45, 0.005, 0.4, 0.03])

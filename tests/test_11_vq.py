@@ -159,13 +159,13 @@ def test_claims_titles_and_images_are_what_the_nets_draw_from_tokens(run, ns):
         dots, crosses, entries, boxed = (line.get_xydata() for line in top.lines)
         assert np.abs(dots - z).max() < 1e-4 and np.abs(crosses - net.codebook.numpy()).max() < 1e-6 and top.get_aspect() == 1
         assert np.abs(entries - net.codebook.numpy()[tokens]).max() < 1e-6 and np.abs(boxed - [z[752], entries[752]]).max() < 1e-4
-        assert to_hex(top.lines[2].get_color()) == to_hex("C3" if errors[-1] > gray else "C0") and top.lines[2].get_marker() == "o"
+        assert to_hex(top.lines[2].get_color()) == to_hex("C3" if errors[-1] > gray else "C0") and top.lines[2].get_marker() == "."
     for ax in ns.axes[1]:  # the box is around the patch that is followed
         across, down = ax.lines[-1].get_xydata()[0].astype(int)
         assert np.abs(part(ROWS)[down - 1:down + 3, across - 1:across + 3].ravel() - ROWS[752]).max() == 0 and ax.lines[-1].get_markerfacecolor() == "none"
     assert np.abs(ns.axes[1, 0].images[0].get_array() - part(ROWS)).max() < 1e-6 and np.abs(part(ROWS) - photo).max() == 0
     key, marks = ns.axes[0, 0].get_legend(), [line.get_marker() for line in ns.axes[0, 3].lines]
-    assert f"red: above {gray:.3f}," in key.get_title().get_text() and [text.get_text() for text in key.get_texts()] == ["z of a patch", "unused entry", "entry in use", "boxed patch"] and marks == [*".+os"]
+    assert f"red: above {gray:.3f}," in key.get_title().get_text() and [text.get_text() for text in key.get_texts()] == ["z of a patch", "unused entry", "entry in use", "boxed patch"] and marks == [*".+.s"]
     printed = np.array([*numbers["C1"], *numbers["C2"], *numbers["C3"]])
     assert np.abs(printed / [errors[1], gray, errors[2], gray, errors[3], gray] - 1).max() < 1e-3
     assert errors[0] > 0.5 and errors[3] > 0.2  # both are red
