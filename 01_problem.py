@@ -54,16 +54,16 @@ def weight(x):
 # For any weights, this is called the effective sample size. For large n, we expect
 #     sum(w) / n   = E_prior[w]   = integral of p_prior * w     = integral of p_data     = 1
 #     sum(w^2) / n = E_prior[w^2] = integral of p_prior * w * w = integral of p_data * w = E_data[w]
-# So n guesses replace n / E_data[w] samples. If this is below 1, we can't expect one good guess.
+# So n guesses replace n / E_data[w] samples. If this is below 1, n is too small for a good guess.
 n = 10**9
 dims = range(2, 15, 2)  # 2 to 14
 expected = [n / weight(films(10_000)[:, :d]).mean() for d in dims]
 
-# --- Training. Instead of weighting guesses, we move them. Lines xt = t * x + (1 - t) * eps lead
-# from noise eps (t = 0) to data x (t = 1) at velocity x - eps. The distributions of xt are a path.
-# A net must predict the velocity from xt and t alone. Squared error makes it predict the mean,
-# v(xt, t) = E[x - eps | xt]. This is enough (lesson 05): how many points flow into a region depends
-# only on their mean velocity. So noise that moves with v has the distribution of xt at every t.
+# --- Training. Instead of weighting guesses, we can move them, so that each becomes a sample. Lines
+# xt = t * x + (1 - t) * eps lead from noise eps (t = 0) to data x (t = 1) at velocity x - eps. To
+# generate, a net must predict the velocity from xt and t alone. Squared error makes it predict the
+# mean, v(xt, t) = E[x - eps | xt]. This is enough (lesson 05): how many points cross a border is
+# set by their mean velocity there. So noise that moves with v is distributed like xt at every t.
 def train(sample_data, dim, iters, width=96, batch_size=512, lr=0.01):
     net = nn.Sequential(nn.Linear(dim + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
                         nn.Linear(width, width), nn.SiLU(), nn.Linear(width, dim))
@@ -142,7 +142,7 @@ fig.savefig("01_problem.png", dpi=120)
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
-claim("C1", f"Expected effective sample size of {n:,} guesses at d = 14", expected[-1], "<", 1)
+claim("C1", f"Samples that {n:,} guesses at d = 14 replace", expected[-1], "<", 1)
 distance = energy_distance(sample(net, noise, args.steps)[-1], x)
 claim("C2", f"Energy distance to the data with --steps {args.steps}", distance, "<", limit)
 print("figure: 01_problem.png")
