@@ -54,7 +54,7 @@ def weight(x):
 # For any weights, this is called the effective sample size. For large n, we expect
 #     sum(w) / n   = E_prior[w]   = integral of p_prior * w     = integral of p_data     = 1
 #     sum(w^2) / n = E_prior[w^2] = integral of p_prior * w * w = integral of p_data * w = E_data[w]
-# So n guesses replace n / E_data[w] samples. If this is below 1, n is too small for a good guess.
+# So n guesses replace about n / E_data[w] samples. Below 1, n is too small for even one good guess.
 n = 10**9
 dims = range(2, 15, 2)  # 2 to 14
 expected = [n / weight(films(10_000)[:, :d]).mean() for d in dims]
