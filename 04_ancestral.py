@@ -71,8 +71,8 @@ def posterior(xt, x, beta, abar_prev):  # mean, (B, D), and variance of q(x_{t-1
 
 # --- One step back from xt alone. The posterior mean is linear in x. So with the net's E[x | xt] in
 # place of x, it is the mean of x_{t-1}, given xt. How much noise belongs around it? By the law of
-# total variance, two parts add up. One is the variance of the posterior, called beta-tilde. The
-# other is that of the posterior mean, because xt does not tell us x. We try three choices:
+# total variance, two parts add up: the posterior's variance, called beta-tilde, and the variance of
+# the posterior mean, which varies because xt leaves x uncertain. We try three choices:
 # - beta-tilde leaves out the second part. This is exact if all data are one point.
 # - beta is exact for data N(0, I). Then x_{t-1} and xt are N(0, I), too, and have the covariance
 #   sqrt(1 - beta). So the variance of x_{t-1}, given xt, is 1 - covariance^2 = beta.
@@ -91,7 +91,7 @@ def sample(net, xt, abar, num_steps, variance):  # algorithm 2, from noise xt, (
         mean, beta_tilde = posterior(xt, x_hat, beta, abar[u])
         var = {"beta-tilde": beta_tilde, "beta": beta, "zero": 0 * beta}[variance]
         xt = mean + var.sqrt() * torch.randn_like(xt)  # (a true long step is not Gaussian)
-    return mean  # at u = 0, x_hat: an average of all x that fit xt, blurred after a long last step
+    return mean  # at the end, x_hat without noise: a blur if the last step is long, as many x fit
 
 def energy_distance(x, y):
     """Return the energy distance of samples x and y, (n, D) each (Szekely and Rizzo 2013).
@@ -133,7 +133,7 @@ panels["a"].set_title("zero: no noise, so samples\nshrink to a small spot")
 panels["b"].set_title("beta-tilde: as if x were known,\ntoo little noise in long steps")
 panels["c"].set_title("beta: as if data were N(0, I),\nthe most noise of the three")
 fig.suptitle("Ancestral steps need noise, and in long steps its amount matters", size=16)
-fig.supxlabel("Gray: data. Distance: energy distance to data, where noise has 1. Red: over 1.\n ")
+fig.supxlabel("Gray: data. Distance: energy distance to data, over that of noise. Red: over 1.\n ")
 slider = plt.Slider(plt.axes([.4, 0, .3, .02]), "last row steps", 1, 100, valinit=100, valstep=1)
 slider.on_changed(lambda num_steps: draw("ghi", int(num_steps)))
 fig.savefig("04_ancestral.png", dpi=120)
