@@ -6,7 +6,6 @@
 
 A frozen language model turns each word of a caption into a feature vector. Does a generator then
 know WHAT colors a flag has, and WHERE? That depends on the features, and on how it gets them.
-
 RUN    python 15_hybrid.py         (11 seconds; the radio buttons swap in a bag of words)
 BREAK  python 15_hybrid.py --bag   (bare words don't say which color goes WHERE: C3 fails)
 PAPER  arXiv 2204.06125 (DALL-E 2, pooled), 2205.11487 (Imagen, cross), 2403.03206 (SD3, joint)"""
@@ -128,7 +127,8 @@ def draw(encoder):
         row[0].set_ylabel(f"{label}\n{text}", rotation=0, ha="right", va="center", size=11)
         for ax, flag, wrong in zip(row, drawn[label], ~in_place):  # the first five
             ax.imshow(flag[None].clip(-1, 1) / 2 + 0.5, aspect="auto", zorder=2)  # hides old marks
-            ax.plot(0 / wrong, "wX", markersize=15, mec="black")  # X at 0 if wrong, else NaN: none
+            stripes = wrong.nonzero()[:, 0]  # the wrong ones of 0, 1, 2
+            ax.plot(stripes, 0 * stripes, "wX", markersize=15, mec="black")
     fig.canvas.draw_idle()
 box = plt.axes([0.01, 0.86, 0.25, 0.09], title="The middle rows read a:")
 radio = widgets.RadioButtons(box, list(encoders), int(args.bag), activecolor="black")
