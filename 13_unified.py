@@ -7,7 +7,6 @@
 A number can be drawn, dialed, or spelled. Once all three are tokens of one vocabulary, a net that
 predicts the next token, like GPT, translates any to any. A special token says what to write. The
 net only sees the indices of tokens. A real system gets them from images by a tokenizer (lesson 11).
-
 RUN    python 13_unified.py                       (6 seconds; slider: 7 and 8 digits fail)
 BREAK  python 13_unified.py --no-special-tokens   (C1, C2 fail: the net must guess what to write)
 PAPER  arXiv 2405.09818 (Chameleon: one transformer for interleaved text and image tokens)"""
@@ -110,22 +109,23 @@ def draw_row(y, title, tokens, marks):  # one tile per token, with its index in 
         ax.text(x, y - 0.1, word, ha="center", va="center", **font)
         ax.text(x, y + 0.4, int(token), ha="center")
 
+def draw_answer(y, title, prompt, wanted, num_given, marks):  # marks of the first tokens
+    answer = generate(net, prompt, wanted[:, :num_given], wanted.shape[1])[0]
+    same = [VALUE[a] == VALUE[b] for a, b in zip(answer, wanted[0])]  # in any modality
+    draw_row(y, title, answer, marks + ["right" if ok else "wrong" for ok in same][len(marks):])
 def draw(num_digits):
     number = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])[:, :int(num_digits)]
     prompt = interleave(number)
     ax.clear()
     ax.set(xlim=[-0.5, 11.5], ylim=[4.8, -0.5], xticks=[], yticks=[], frame_on=False)
     draw_row(0, "Prompt. Small numbers:\nvocabulary indices", prompt[0], ["given"] * len(prompt[0]))
-    p = net(prompt, prompt[:, :0])[0, 0].softmax(0)  # of the first token, if nothing is given
-    guess = f"Nothing given. Chances:\n<image> {p[1]:.0%}, <audio> {p[2]:.0%},\n<text> {p[3]:.0%}"
-    for y, name, given in zip([1, 2, 3, 4], MODALITIES + ["text"], 3 * [num_given] + [0]):
+    for y, name in enumerate(MODALITIES, 1):
+        title = f"Wanted: {name}.\nGiven: " + (f"<{name}>" if num_given else "nothing")
         wanted = encode(number, name)
-        answer = generate(net, prompt, wanted[:, :given], wanted.shape[1])
-        marks = ["right" if VALUE[a] == VALUE[b] else "wrong" for a, b in zip(answer[0], wanted[0])]
-        start = f"<{name}>" if given else "nothing"
-        title = f"Wanted: {name}.\nGiven: {start}" if y < 4 else guess
-        marks[0] = marks[0] if y < 4 else "guessed"
-        draw_row(y, title, answer[0], ["given"] * given + marks[given:])
+        draw_answer(y, title, prompt, wanted, num_given, ["given"] * num_given)
+    p = net(prompt, prompt[:, :0])[0, 0].softmax(0)  # of the first token, if nothing is given
+    title = f"Nothing given. Chances:\n<image> {p[1]:.0%}, <audio> {p[2]:.0%},\n<text> {p[3]:.0%}"
+    draw_answer(4, title, prompt, encode(number, "text"), 0, ["guessed"])
 draw(6)
 bar = plt.axes([0.5, 0.02, 0.25, 0.03])
 slider = plt.Slider(bar, "number of digits (trained: 1 to 6) ", 4, 8, valinit=6, valstep=1)
