@@ -55,15 +55,15 @@ def weight(x):
 #     sum(w) / n   = E_prior[w]   = integral of p_prior * w     = integral of p_data     = 1
 #     sum(w^2) / n = E_prior[w^2] = integral of p_prior * w * w = integral of p_data * w = E_data[w]
 # So n guesses replace about n / E_data[w] samples. Below 1, n is too small for even one good guess.
-n = 10**9
-dims = range(2, 15, 2)  # 2 to 14
+n, dims = 10**9, range(2, 15, 2)  # guesses, and dimensions 2 to 14
 expected = [n / weight(films(10_000)[:, :d]).mean() for d in dims]
 
-# --- Training. Instead of weighting guesses, we can move them, so that each becomes a sample. Lines
-# xt = t * x + (1 - t) * eps lead from noise eps (t = 0) to data x (t = 1) at velocity x - eps. To
-# generate, a net must predict the velocity from xt and t alone. Squared error makes it predict the
-# mean, v(xt, t) = E[x - eps | xt]. This is enough (lesson 05): how many points cross a border is
-# set by their mean velocity there. So noise that moves with v is distributed like xt at every t.
+# --- Training. Instead of weighting guesses, we can move them. Then each becomes a sample.
+# Lines xt = t * x + (1 - t) * eps lead from noise eps (t = 0) to data x (t = 1). Their velocity is
+# x - eps, and the distributions of xt are our path. To generate, a net must predict the velocity
+# from xt and t alone. Squared error makes it predict the mean, v(xt, t) = E[x - eps | xt].
+# This is enough (lesson 05): how many points enter or leave a region depends only on their mean
+# velocity at its border. So noise that moves with v has the distribution of xt at every t.
 def train(sample_data, dim, iters, width=96, batch_size=512, lr=0.01):
     net = nn.Sequential(nn.Linear(dim + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
                         nn.Linear(width, width), nn.SiLU(), nn.Linear(width, dim))
@@ -125,13 +125,13 @@ def draw_panel(ax, path, time, distance):  # the part of a path up to a time, co
 
 def draw(steps):
     path, one_step = sample(net, noise, int(steps)), sample(net, noise, 1)
-    distance, other = energy_distance(path[-1], x), energy_distance(one_step[-1], x)
+    distance, one_step_distance = [energy_distance(ends[-1], x) for ends in (path, one_step)]
     draw_panel(panels[0], path, 1, distance)
-    draw_panel(panels[1], one_step, 1, other)
+    draw_panel(panels[1], one_step, 1, one_step_distance)
     for ax, time in zip(panels[2:], [0, 0.25, 0.5, 0.75]):
         draw_panel(ax, path, time, distance)
     panels[0].set_title(f"Steps from noise to data: {steps:.0f}.\nEnergy distance: {distance:.3f}")
-    panels[1].set_title(f"One step aims at the mean. Distance: {other:.3f}\n"
+    panels[1].set_title(f"One step aims at the mean. Distance: {one_step_distance:.3f}\n"
                         f"(red: over {limit:.3f}, that of a fitted Gaussian)")
     panels[2].set_title("On the way: coordinates 1 and 2 of 14. Moved noise (blue), exact "
                         "path (gray), and ten tracks from noise (circles)", loc="left")

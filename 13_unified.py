@@ -5,8 +5,8 @@
 """13 Unified-token transformers: one net reads and writes images, audio, and text.
 
 A number can be drawn, dialed, or spelled. Once all three are tokens of one vocabulary, a net that
-predicts the next token, like GPT, translates any to any. A special token says what to write. The
-net only sees the indices of tokens. A real system gets them from images by a tokenizer (lesson 11).
+predicts the next token, like GPT, translates any to any. A special token says what to write. Here,
+tokens are given. Real systems get them from images and sound by trained tokenizers (lesson 11).
 RUN    python 13_unified.py                       (6 seconds; slider: 7 and 8 digits fail)
 BREAK  python 13_unified.py --no-special-tokens   (C1, C2 fail: the net must guess what to write)
 PAPER  arXiv 2405.09818 (Chameleon: one transformer for interleaved text and image tokens)"""
@@ -69,7 +69,7 @@ class UnifiedTransformer(nn.Module):
         h = self.token(torch.cat([prompt, answer], 1)) + self.position(positions)
         mask = nn.Transformer.generate_square_subsequent_mask(h.shape[1])  # hides later tokens
         h = self.layer(h, mask)  # (B, P + n, dim)
-        return self.head(h[:, prompt.shape[1] - 1:])  # P - 1 predicts the first of the answer
+        return self.head(h[:, prompt.shape[1] - 1:])  # from the last token of the prompt on
 
 def train(net, iters, max_digits=6, batch_size=16, lr=0.01):
     optimizer = torch.optim.Adam(net.parameters())
@@ -77,7 +77,7 @@ def train(net, iters, max_digits=6, batch_size=16, lr=0.01):
         optimizer.param_groups[0]["lr"] = lr * (1 - i / iters)  # large steps first, then small
         digits = torch.randint(10, (batch_size, 1 + i % max_digits))
         prompt, answer = [encode(digits, MODALITIES[j]) for j in torch.randint(3, [2])]
-        logits = net(prompt, answer[:, :-1])  # (B, N, V), for each of the N tokens of the answer
+        logits = net(prompt, answer[:, :-1])  # (B, N, V), a prediction for each token
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), answer.flatten())
         optimizer.zero_grad()
         loss.backward()
