@@ -110,8 +110,8 @@ xt, st, eps = training_batch(a, s, 50_000)
 lowest = nn.functional.mse_loss(best_eps(xt, st), eps)
 ratio = nn.functional.mse_loss(net(torch.hstack([xt, st])), eps) / lowest
 
-MAX_KS = 0.041  # by chance, P(KS > e) <= 2 exp(-2 n e^2) (DKW), 1e-7 for e = 0.041 and n = 5000
-MAX_A = 0.06  # a_T is the correlation of x and x_T, whose standard error is 1 / sqrt(5000) = 0.014
+MAX_KS = 0.041  # by chance, P(KS > e) <= 2 exp(-2 n e^2), here 1e-7 (DKW inequality, n = 5000)
+MAX_A = 0.06  # for a_T, the correlation of x and x_T: 4 standard errors of 1 / sqrt(5000) = 0.014
 fig = plt.figure(figsize=(11.5, 6), layout="constrained")
 *clouds, chart, bar = fig.subplot_mosaic("0123;4444;5555", height_ratios=[18, 7, 1]).values()
 slider = plt.Slider(bar, "T steps", 10, 1000, valinit=args.T, valstep=1)

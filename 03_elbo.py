@@ -67,7 +67,7 @@ C = BETA / (ALPHA.sqrt() * NOISE)  # (T + 1,), 0.006 to 0.02 (C[0] is 0 / 0, but
 #     KL_t = |difference of the means|^2 / (2 beta_t) + constant
 #          = w_t * |eps - eps_hat|^2 + constant    where w_t = c_t^2 / (2 beta_t)              (12)
 # The last term has this form, too. -log p(x_0 | x_1) is |x_0 - mean|^2 / (2 beta_1) + constant, and
-# at t = 1, (10) with the true eps is x_0: c_1 is sqrt(beta_1 / alpha_1), so it is (4), solved.
+# at t = 1, (10) with the true eps is x_0: c_1 is sqrt(beta_1 / alpha_1), so this is (4).
 WEIGHT = C[1:] ** 2 / (2 * BETA[1:])  # (T,), w_t for t = 1, ..., T
 
 # --- So ELBO = constant - sum over t of w_t * E|eps - eps_hat|^2. To train on it, we draw t with
@@ -91,7 +91,7 @@ def train(net, weight, iters, batch_size=512, lr=0.04):
     return net.requires_grad_(False)  # trained
 
 # --- Why eps? A net could output the mean instead, and (10) gives eps_hat. But dividing by c_t
-# multiplies its error by 50 to 160. Our small net is too inaccurate for this, a large one is not.
+# multiplies its error by 50 to 160. Our small net errs too much for this. A large one does not.
 class Net(nn.Sequential):  # x_t, (B, 2), and t, (B, 1), to eps_hat, (B, 2)
     def __init__(self, predict, width=64):
         super().__init__(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),

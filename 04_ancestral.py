@@ -90,7 +90,7 @@ def sample(net, xt, abar, num_steps, variance):  # algorithm 2, from noise xt, (
         beta = 1 - abar[t] / abar[u]  # equal to beta_t if u is t - 1
         mean, beta_tilde = posterior(xt, x_hat, beta, abar[u])
         var = {"beta-tilde": beta_tilde, "beta": beta, "zero": 0 * beta}[variance]
-        xt = mean + var.sqrt() * torch.randn_like(xt)  # (a true long step is not Gaussian)
+        xt = mean + var.sqrt() * torch.randn_like(xt)  # in truth, long steps are not Gaussian
     return mean  # at the end, x_hat without noise: a blur if the last step is long, as many x fit
 
 def energy_distance(x, y):

@@ -110,7 +110,7 @@ ten = (x + eps - 2 * crossing).norm(dim=1).argsort()[:10]  # nearest lines at t 
 eps[ten] = 2 * crossing - x[ten]  # shifts their starts a little, so that they meet
 moved = sample(lambda xt, t: net(torch.cat([xt, t], 1)), eps)  # (51, 2000, 2)
 gap = (moved - sample(mean_velocity, eps))[-1].norm(dim=1).mean()
-paths = [eps[ten].expand(51, 10, 2), moved, sample(mean_data, eps)]  # 1: the ten stay, with arrows
+paths = [eps[ten].expand(51, 10, 2), moved, sample(mean_data, eps)]  # panel 1: the ten stay
 titles = ["Lines from noise (circles) meet at t = 0.5.\n"
           "Noise follows their mean velocity (orange)",
           f"A net learns the mean {'velocity' if args.target == 'v' else 'of x'} (orange: 1/5).\n"

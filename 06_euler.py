@@ -107,7 +107,7 @@ first = velocity(train(eps, x, args.iters))
 ends = solve(first, eps, 10, rk4)[-1]  # (20000, 2), 40 NFE. In the chart, 16 are enough
 second = velocity(train(eps, ends, args.iters))
 noise = torch.randn(2000, 2)
-exact = solve(first, noise, 50, rk4)  # (51, 2000, 2). As v is continuous, some end between moons.
+exact = solve(first, noise, 50, rk4)  # (51, 2000, 2). As v is continuous, some end in gaps.
 error = lambda v, n, step: (solve(v, noise, n, step)[-1] - exact[-1]).norm(dim=1).mean()
 euler_error, reflow_error = [[error(v, n, euler) for n in range(17)] for v in (first, second)]
 fig, ((ax_1, ax_2), (ax_3, chart)) = plt.subplots(2, 2, figsize=(10, 8), layout="constrained")
@@ -121,7 +121,7 @@ chart.set(title=f"1 step after reflow: {reflow_error[1]:.2f} off, 8 before: {eul
 
 def draw(n):
     for ax, title, path, color in [  # path (num_steps + 1, 2000, 2)
-            (ax_1, "First net: exact paths (dashed) are curved", exact[50:], "C9"),  # only ends
+            (ax_1, "First net: exact paths (dashed) are curved", exact[50:], "C9"),  # the ends only
             (ax_2, f"First net, Euler steps: {n}", solve(first, noise, n, euler), "C0"),
             (ax_3, f"After reflow, Euler steps: {n}", solve(second, noise, n, euler), "C1")]:
         far = (path[-1] - exact[50]).norm(dim=1) > 0.2  # (2000,)

@@ -106,7 +106,7 @@ for nfe in (2, 4, 8, 16, 32, 64):
     euler_cosine = sample(v, noise, label, cosine_times(nfe), order=1)
     heun_cosine = sample(v, noise, label, cosine_times(nfe // 2))  # order 2
     ends = torch.stack([euler_linear, euler_cosine, heun_cosine])  # (3, 2000, 2)
-    error[str(nfe)] = (ends - exact).norm(dim=2).mean(1)  # (3,); texts as keys give even ticks
+    error[str(nfe)] = (ends - exact).norm(dim=2).mean(1)  # (3,); strings give even ticks
 errors.semilogy([*error], [*error.values()], "o-")
 errors.legend(["Euler, linear", "Euler, cosine", "Heun, cosine"])
 linear, cosine, heun = error["16"]

@@ -7,8 +7,8 @@
 A token is an integer that stands for a piece of data, like a byte of text. Images need no tokens:
 diffusion makes sharp ones from pixels (lesson 08). But as tokens, one net with one loss can learn
 text, audio, and images. Also, a net that predicts pixels by squared error returns the mean of all
-images that fit, a blur, so diffusion takes many small steps. For tokens, it returns probabilities,
-and one forward pass (short: pass) can sample them all. But it samples each without the others.
+images that fit, a blur, so diffusion takes many small steps. For tokens, a net returns
+probabilities, and one forward pass (short: pass) can sample all, but each without the others.
 RUN    python 10_discrete.py              (7 seconds; the slider sets the number of passes)
 BREAK  python 10_discrete.py --passes 1   (C1 and C2 fail: one pass has to keep all its guesses)
 PAPER  arXiv 2202.04200, section 3.2 (MaskGIT); 2107.03006, section 3 (absorbing diffusion)"""
@@ -46,7 +46,7 @@ codebook, tokens = images.view(-1, 16).unique(dim=0, return_inverse=True)  # (V,
 tokens = tokens.view(40, 16)  # so codebook[tokens] is equal to images, (40, 16, 16)
 
 # --- Training: hide each token with probability t, and predict the hidden ones from the visible.
-# Why does this learn p(x)? Imagine that each token has a random time, and a clock t runs from 1 to
+# Why does this learn p(x)? Imagine a uniformly random time for each token, and a clock t from 1 to
 # 0. At its time, a token is revealed and costs -log p nats. By the chain rule, the costs add up to
 # -log p(x | order), whose mean over orders is at least -log p(x) (Jensen's inequality). This bound
 # is our loss. A token that is hidden at t is revealed in the next dt with probability dt / t, so we
@@ -88,7 +88,7 @@ def sample(net, method, num_samples, num_tokens, mask_token, num_passes):
         guess = dist.sample()  # (B, N)
         num_keep = (x[0] == mask_token).sum() // passes_left  # of 16, in 8 passes: 2 2 2 2 2 2 2 2
         if method == "hybrid" and passes_left > 1:
-            num_keep = 1  # so 1 1 1 1 1 1 1 9, as seven rows leave few images possible
+            num_keep = 1  # so 1 1 1 1 1 1 1 9: the top seven leave few images possible
         priority = torch.linspace(1, 0, num_tokens).expand(x.shape)  # (B, N), the topmost first
         if method == "MaskGIT":
             priority = dist.log_prob(guess)
@@ -142,7 +142,7 @@ torch.manual_seed(args.seed)  # so these are the samples of the figure
 samples = [sample(net, method, 100, 16, len(codebook), args.passes) for method in METHODS]
 _, hybrid, maskgit, diffusion = [measure(x, tokens)[1] for x in samples]
 # Both bounds are two std of chance. A count out of 100 has a std of at most 5, and a difference of
-# two such counts 7. The number of different images in fair draws has at most 2.02, a difference 3.
+# two such counts 7. How many images n fair draws show has at most 2.02, for any n, a difference 3.
 claim("C1", "correct, hybrid - diffusion", hybrid.sum() - diffusion.sum(), ">", 2 * 7)
 claim("C2", "distinct, hybrid - MaskGIT", (hybrid > 0).sum() - (maskgit > 0).sum(), ">", 2 * 3)
 print("figure: 10_discrete.png")

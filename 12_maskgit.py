@@ -55,7 +55,7 @@ def train(tokens, vocab_size, iters, dim=16, width=256, batch_size=64, lr=0.006)
         optimizer.param_groups[0]["lr"] = lr * (1 - i / iters)  # large steps first, then small
         x = tokens[torch.randint(len(tokens), [batch_size])]  # (B, N)
         is_hidden = torch.rand(x.shape) < torch.rand(batch_size, 1)  # one t / T for each image
-        logits = net(torch.where(is_hidden, vocab_size, x))  # which show how much is hidden
+        logits = net(torch.where(is_hidden, vocab_size, x))  # its input shows how much is hidden
         loss = nn.functional.cross_entropy(logits[is_hidden], x[is_hidden])
         optimizer.zero_grad()
         loss.backward()
@@ -80,7 +80,7 @@ def d3pm(net, xt, num_rounds, mask_token):
 # ink at the top. The guess "ink" is nearly certain there, and fits both. At the lower right, only
 # the 3 has ink, so this guess waits. But a rare guess is hardly ever kept, and is sampled again,
 # until a common one comes. So images repeat. Gumbel noise on log p helps: at scale 1, the first to
-# keep is drawn in proportion to p (Gumbel-max trick). A huge scale makes it any, as in D3PM.
+# keep is drawn in proportion to p (Gumbel-max trick). A huge scale makes it random (D3PM).
 def maskgit(net, xt, num_rounds, mask_token, noise):
     """Like d3pm. Each sequence reveals an equal share of its own hidden tokens in each round."""
     assert num_rounds > 0, "maskgit needs at least one round, or mask tokens would remain"

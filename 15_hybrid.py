@@ -50,7 +50,7 @@ class LanguageModel(nn.Module):
         mask = nn.Transformer.generate_square_subsequent_mask(words.shape[1])  # hides later words
         return self.layers(self.embed(words) + self.position[: words.shape[1]], mask)
 
-# --- Conditioning. Each returns the tokens of the generator's layer, and what they attend to.
+# --- Conditioning. Each function returns the tokens of a layer, and what they attend to.
 def cross(stripes, features):
     return stripes, features  # each stripe attends to the features of all words
 def joint(stripes, features):
