@@ -198,9 +198,10 @@ def test_same_seed_same_numbers(lesson, first_loss, limits):
 def test_the_example_on_the_page_is_what_the_run_prints(run):
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     written = re.search(r"^```\n(We train on.*?)\n```$", page, re.M | re.S)[1].splitlines()
-    shape = lambda line: re.sub(r"\d\.\d+", "#", line)
-    assert [shape(line) for line in written] == [shape(line) for line in run.text.splitlines()]
-    for a, b in zip(written, run.text.splitlines()):
+    printed, cut = run.text.splitlines(), written.index("...")  # there the page leaves out lines on training
+    printed[cut:cut + 1 + len(printed) - len(written)] = ["..."]
+    for a, b in zip(written, printed, strict=True):
+        assert re.sub(r"\d\.\d+", "#", a) == re.sub(r"\d\.\d+", "#", b)
         for x, y in zip(re.findall(r"\d\.\d+", a), re.findall(r"\d\.\d+", b)):
             assert abs(float(x) - float(y)) <= max(float(x), float(y), 0.004) / 2, (a, b)
 

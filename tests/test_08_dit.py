@@ -203,7 +203,7 @@ def test_own_folder_has_a_class_for_each_subfolder_or_one_and_its_weights_load_b
     torch.save((run.ns.noise, run.ns.y), tmp_path / "given.pt")
     code = f"""import sys, torch; sys.path.insert(0, {str(ROOT / "tests")!r}); from conftest import paste
 globals().update(vars(paste("{NAME}", "DiT", "sample")))
-{re.search(r"```.(config, weights = torch.load[^`]+)```", PAGE, re.S)[1]}
+{re.search(r"```.(config, weights = torch.load[^`]+)```", README, re.S)[1]}
 assert images.shape == noise.shape == (10, 3, 16, 16)
 torch.save(sample(net, *torch.load(sys.argv[1] + "/given.pt"), 20, 2), sys.argv[1] + "/samples.pt")"""
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=run.folder, check=True)
@@ -224,9 +224,9 @@ def test_each_bad_folder_and_flag_gets_one_line_that_names_it(refused, tmp_path)
     for flags in (("--w", "-1"), ("--w", "9"), ("--iters", "0"), ("--seed", "-1"), ("--size", "30"), ("--dim", "9")):
         assert flags[0] in refused(NAME, *flags)
 
-PAGE = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## 08 ")[2].partition("\n## 09 ")[0]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 OLD = ["xt = t * x + (1 - t) * eps", "loss = nn.functional.mse_loss(net(xt, t, y), x - eps)", "xt = xt + (null + w * (cond - null)) / num_steps"]
-DDPM = re.search(r"```\n(xt = .*)\n(loss = .*)\n\n(eps_hat[^`]+)```", PAGE).groups()  # the page's answer: three lines, and what takes their place
+DDPM = re.search(r"```\n(xt = .*)\n(loss = .*)\n\n(eps_hat[^`]+)```", README).groups()  # the page's answer: three lines, and what takes their place
 NEW = {"flow": OLD, "x": [OLD[0], OLD[1].replace("x - eps", "x"), "xt = xt + (cond - xt) / (1 - t) / num_steps"],
        "ddpm": [*DDPM[:2], DDPM[2].strip().replace("\n", "\n        ")]}
 
