@@ -4,9 +4,9 @@
 # ///
 """02 DDPM forward process: turn data into noise step by step, or in one draw by the closed form.
 
-DDPM turns data into noise in T small Gaussian steps. A net learns which noise they added, so that
-we can undo them (lesson 04). Training never runs these steps, because t of them together equal one
-Gaussian draw. We run them once to check this.
+DDPM turns data into noise in T small Gaussian steps. A net learns to predict the noise that they
+added, and lesson 04 uses it to go back. Training never runs the steps, because t of them together
+equal one Gaussian draw. We run them only to check this.
 RUN    python 02_ddpm_forward.py          (5 seconds; the slider sets T)
 BREAK  python 02_ddpm_forward.py --T 50   (C2 fails, because 50 steps leave most of the data)
 PAPER  arXiv 2006.11239, equations 2, 4, and 14 (DDPM, by Ho et al.)"""
@@ -40,7 +40,7 @@ def two_moons(n):
 #     x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) z_t,  with fresh noise z_t ~ N(0, I)    (2)
 # It is variance-preserving: if x_{t-1} has variance 1, then x_t has (1 - beta_t) + beta_t = 1, too.
 def linear_schedule(T):
-    """Return the betas of Ho et al., and abar, for t = 0, ..., T, as columns, (T + 1, 1)."""
+    """Return beta and abar for t = 0, ..., T, (T + 1, 1) each. The betas are those of Ho et al."""
     beta = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, T)])[:, None]
     return beta, (1 - beta).cumprod(0)
 
@@ -95,9 +95,9 @@ def train(a, s, iters, width=64, batch_size=1024, lr=0.03):  # returns a net for
             print(f"iteration {i} of {iters}: loss {loss:.4f}")
     return net
 
-# --- The lowest loss. For this data, we know E[eps | x_t], which no net can beat. If x belongs to
-# the center c, then x_t - a c = a (x - c) + s eps is a sum of two independent Gaussians. The mean
-# of each part, given the sum, is its share of the variance, times the sum:
+# --- The lowest loss. For this data, we can compute E[eps | x_t], which no net can beat. If x
+# belongs to the center c, then x_t - a c = a (x - c) + s eps is a sum of two independent Gaussians
+# with mean 0. Given their sum, the mean of a part is its share of the variance, times the sum:
 #     E[s eps | x_t, c] = s^2 / var * (x_t - a c)  with  var = (a STD)^2 + s^2
 def best_eps(xt, st):  # E[eps | x_t], (B, 2), for x_t (B, 2) and s_t (B, 1)
     at = (1 - st**2).sqrt()
@@ -108,43 +108,43 @@ def best_eps(xt, st):  # E[eps | x_t], (B, 2), for x_t (B, 2) and s_t (B, 1)
 net = train(a, s, args.iters)
 xt, st, eps = training_batch(a, s, 50_000)
 lowest = nn.functional.mse_loss(best_eps(xt, st), eps)
-ratio = nn.functional.mse_loss(net(torch.hstack([xt, st])), eps) / lowest
+loss = nn.functional.mse_loss(net(torch.hstack([xt, st])), eps)
 
-MAX_KS = 0.041  # by chance, P(KS > e) <= 2 exp(-2 n e^2), here 1e-7 (DKW inequality, n = 5000)
-MAX_A = 0.06  # for a_T, the correlation of x and x_T: 4 standard errors of 1 / sqrt(5000) = 0.014
-fig = plt.figure(figsize=(11.5, 6), layout="constrained")
-*clouds, chart, bar = fig.subplot_mosaic("0123;4444;5555", height_ratios=[18, 7, 1]).values()
-slider = plt.Slider(bar, "T steps", 10, 1000, valinit=args.T, valstep=1)
+# --- Limits. C1: by chance, P(KS > e) <= 2 exp(-2 n e^2) (DKW inequality), 1e-7 with n = 5000.
+MAX_KS = 0.041
+# C2: a_T is the correlation of x and x_T. In 5000 numbers, its standard error is 0.014. We allow 4.
+MAX_A = 0.06
 
+fig = plt.figure(figsize=(11.5, 5.4), layout="constrained")
+axes = fig.subplot_mosaic([[0, 1, 2, 3], ["KS"] * 4, ["bar"] * 4], height_ratios=[18, 7, 1])
+slider = plt.Slider(axes["bar"], "T steps", 10, 1000, valinit=args.T, valstep=1)
 def draw(T):
     torch.manual_seed(args.seed)  # moving the slider back shows the same points
     a, s, path, ks = measure(T)
-    x = path[0]
-    for ax, t in zip(clouds, [0, T // 10, T // 4, T]):
-        xt = a[t] * x + s[t] * torch.randn_like(x)
-        red = "\nnot noise (red: over 0.36%)" if t == T and a[t] > MAX_A else ""
-        ax.clear()
-        ax.plot(*path[t, :500].T, "C7o", *xt[:500].T, "C3." if red else "C0.", markersize=4.5)
-        ax.plot(*path[:t + 1, 0].T, "C1", *zip(x[0], xt[0]), "k--o")
-        ax.axis([-3.5, 3.5, -3.5, 3.5])
-        ax.set(title=f"t = {t}\nvariance: {100 * a[t].item() ** 2:.3g}% data{red}", box_aspect=1)
-    chart.clear()
-    chart.plot(ks, "k", [0, 1000], [MAX_KS, MAX_KS], "k--")
-    chart.set(title=f"Chain and draw differ by more than chance at {sum(ks > MAX_KS)} of {T} times",
-              ylim=(0, 0.06), ylabel="largest gap (KS)", xlabel="t (dashed: limit of chance)")
+    for k, t in enumerate([0, T // 10, T // 4, T]):
+        xt = a[t] * path[0] + s[t] * torch.randn_like(path[0])
+        note = f"\nnot noise (red: over {100 * MAX_A**2:.2g}%)" if a[t] > MAX_A and t == T else ""
+        axes[k].clear()
+        axes[k].plot(*path[t, :500].T, "C7o")
+        axes[k].plot(*xt[:500].T, "C3." if note else "C0.")
+        axes[k].axis([-3.5, 3.5, -3.5, 3.5])
+        axes[k].set(title=f"t = {t}\nvariance: {100 * float(a[t])**2:.3g}% data{note}", aspect=1)
+    axes["KS"].clear()
+    axes["KS"].plot(ks, "k")
+    axes["KS"].hlines(MAX_KS, 0, T, "k", "dashed")
+    axes["KS"].set(title=f"Chain and draw differ beyond chance at {sum(ks > MAX_KS)} of {T} times",
+                   ylim=(0, 0.06), ylabel="largest gap (KS)", xlabel="t (dashed: limit of chance)")
 draw(args.T)
-fig.legend(clouds[0].lines, ["after t small steps", "after one draw", "one point's small steps",
-           "the same point's draw"], ncols=4, loc="outside upper center", title_fontsize="x-large",
-           title="t small steps end like one draw, $x_t = a_t x_0 + s_t \\epsilon$")
+fig.suptitle("t small steps (gray) end like one draw (blue), $x_t = a_t x_0 + s_t \\epsilon$")
 slider.on_changed(lambda T: draw(int(T)))
-fig.savefig("02_ddpm_forward.png", dpi=120)
+fig.savefig("02_ddpm_forward.png")
 
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
 claim("C1", "In the chain, eps is N(0, 1) at every t. Largest KS", ks[1:].max(), "<", MAX_KS)
 claim("C2", "x_T is nearly noise. Its correlation with x", (path[0] * path[-1]).mean(), "<", MAX_A)
-claim("C3", "The net's loss is within 10% of the lowest. Ratio", ratio, "<", 1.1)
+claim("C3", "The net's loss is within 10% of the lowest. Ratio", loss / lowest, "<", 1.1)
 print("figure: 02_ddpm_forward.png")
 if plt.get_backend().lower() != "agg":  # there is no window to show without a display
     plt.show()

@@ -5,7 +5,6 @@
 """05 Flow matching: train a net to predict the velocity along random lines from noise to data.
 
 Move noise with the mean velocity of the lines through each point, and it becomes data.
-
 RUN    python 05_cfm.py             (5 seconds; the slider sets the time t)
 BREAK  python 05_cfm.py --target x  (C3 fails: noise that follows a position misses the data)
 PAPER  arXiv 2210.02747, equations 8 (mean), 9 (loss), and 26 (continuity), by Lipman et al."""
@@ -73,11 +72,11 @@ def sample(v, noise, num_steps=50):  # moves noise (B, 2) along v(xt, t) from t 
 # cross, their flows add up to p * v, because v is the mean of their velocities. So
 #     dp/dt = -div(p * v)    (the continuity equation; div measures what leaves the box)
 # Now let noise move with v. Its density q obeys the same rule, dq/dt = -div(q * v). At t = 0, both
-# are noise, so q = p. From there, the rule has one solution (if v is smooth). So q becomes p_data.
+# are noise, so q = p. If v is smooth, the rule has one solution. So at t = 1, q is p_data.
 
 # --- Check. For our data, v has a formula. Given the center, x and xt are jointly Gaussian, so
 #     E[x | xt, center] = center + slope * (xt - t * center)  with  slope = cov(x, xt) / var(xt)
-# This is linear in center. So its mean over centers, given xt, has c = E[center | xt] instead.
+# This is linear in center. So to average over centers, given xt, put c = E[center | xt] there.
 def log_likelihoods(xt, t):  # log p(xt | center) for xt (B, 2) and t (B, 1)
     var = (t * STD) ** 2 + (1 - t) ** 2  # (B, 1)
     offset = xt[:, None] - t[:, None] * CENTERS  # (B, 1, 2) - (B, 1, 1) * (64, 2) = (B, 64, 2)
@@ -109,8 +108,8 @@ gap = (moved - sample(mean_velocity, eps))[-1].norm(dim=1).mean()
 paths = [moved, sample(mean_data, eps)]  # of the second and the third panel
 spot = -torch.tensor([[0.9, 1.0]])  # (1, 2), where ten lines shall meet
 nearest = ((x + eps) / 2 - spot).norm(dim=1).argsort()[:10]  # their middles are nearest to it
-line_x, line_eps = x[nearest], 2 * spot - x[nearest]  # (10, 2), so that they meet there
-titles = ["Lines from noise (dots) meet at t = 0.5.\nOrange: the mean velocity there",
+line_x, line_eps = x[nearest], 2 * spot - x[nearest]  # (10, 2), starts move a little
+titles = ["Lines from noise (circles) meet at t = 0.5.\nNoise follows the mean velocity (orange)",
           f"A net learns the mean {'velocity' if args.target == 'v' else 'of x'} (orange).\n"
           f"Moved with it, noise (blue) {'ends as' if gap < STD else 'misses'} data (gray)",
           "The mean of x is a place, not a velocity.\nMoved with it, noise overshoots the data"]
@@ -121,22 +120,23 @@ def draw(t):
     i = round(50 * t)
     for ax, title in zip(axes, titles):
         ax.clear()
-        ax.set(title=title, aspect=1, xlim=(-3, 3), ylim=(-2.5, 2.5))
+        ax.set(title=title, aspect=1)
+        ax.axis([-3, 3, -2.5, 2.5])
         ax.scatter(*x.T, 20, "0.85")
-    axes[0].plot(*line_eps.T, "ko")
-    axes[0].quiver(*line_eps.T, *(line_x - line_eps).T, scale=6)  # the axes are 6 wide
+    axes[0].plot(*line_eps.T, "ko", mfc="w")
+    axes[0].quiver(*line_eps.T, *(line_x - line_eps).T, scale=6, width=0.004)  # the axes are 6 wide
     mean = mean_velocity(spot, torch.tensor([[0.5]]))
-    axes[0].quiver(*spot.T, *mean.T, scale=6, width=0.02, color="C1")
+    axes[0].quiver(*spot.T, *mean.T, scale=6, width=0.015, color="C1", pivot="mid")
     for ax, path in zip(axes[1:], paths):
         ax.scatter(*path[i].T, 3)
-        for k in range(20):  # paths, with a dot where they start
-            ax.plot(*path[:i + 1, k].T, "ko-", markevery=[0])
+        for k in range(20):  # paths, with a circle where they start
+            ax.plot(*path[:i + 1, k].T, "ko-", mfc="w", markevery=[0])
     places = torch.cartesian_prod(side, side, torch.tensor([i / 50]))  # (64, 3): xt and t
-    axes[1].quiver(*places.T[:2], *net(places).detach().T, scale=30, color="C1")  # a fifth
+    axes[1].quiver(*places.T[:2], *net(places).detach().T, scale=30, color="sandybrown")
 draw(1)
 slider.on_changed(draw)
 fig.savefig("05_cfm.png")
-# --- Claims. A velocity 10 % too small would give an error of 0.1. STD is a moon's thickness.
+# --- Claims. A velocity 10 % too small would give an error of 0.1. STD is the std across a moon.
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")

@@ -229,8 +229,8 @@ def test_slider_moves_points_from_noise_along_their_paths_and_position_overshoot
             gray, points = ax.collections[:2]
             assert (gray.get_offsets() == ns.x.numpy()).all() and same_color(gray.get_facecolor(), "0.85") and (*ax.axis(), ax.get_aspect()) == (-3, 3, -2.5, 2.5, 1)
             assert np.abs(points.get_offsets() - path[i].numpy()).max() < 1e-9 and same_color(points.get_facecolor()[0], "tab:blue")
-            for k, line in zip(range(20), ax.lines, strict=True):  # a dot at its start
-                assert np.abs(line.get_xydata() - path[:i + 1, k].numpy()).max() < 1e-9 and (line.get_markevery(), line.get_marker(), line.get_color()) == ([0], "o", "k")
+            for k, line in zip(range(20), ax.lines, strict=True):  # hollow at its start
+                assert np.abs(line.get_xydata() - path[:i + 1, k].numpy()).max() < 1e-9 and (line.get_markevery(), line.get_marker(), line.get_mfc(), line.get_color()) == ([0], "o", "w", "k")
 
 
 def test_arrows_show_lines_that_cross_their_mean_velocity_and_the_field_of_the_net(run):
@@ -241,7 +241,7 @@ def test_arrows_show_lines_that_cross_their_mean_velocity_and_the_field_of_the_n
     (dots,), near = ns.axes[0].lines, ((ns.x + ns.eps) / 2 - torch.tensor(spot)).norm(dim=1).argsort()[:10]
     assert (gray.get_offsets() == ns.x.numpy()).all() and (dots.get_xydata() == start).all() and (dots.get_marker(), dots.get_linestyle()) == ("o", "None")
     assert np.abs(start + way - ns.x[near].numpy()).max() < 1e-9 and np.linalg.norm(start - ns.eps[near].numpy(), axis=1).max() < 0.7  # starts move a little
-    assert np.abs(velocity(spot[None], 0.5)[0][0] - [thick.U[0], thick.V[0]]).max() < 1e-9 and (thick.get_offsets() == spot).all() and (thin.pivot, thick.pivot) == ("tail", "tail")
+    assert np.abs(velocity(spot[None], 0.5)[0][0] - [thick.U[0], thick.V[0]]).max() < 1e-9 and (thick.get_offsets() == spot).all() and (thin.pivot, thick.pivot) == ("tail", "middle")
     for t in (0, 0.5, 0.9):
         ns.slider.set_val(t)
         field = ns.axes[1].collections[2]
@@ -249,7 +249,7 @@ def test_arrows_show_lines_that_cross_their_mean_velocity_and_the_field_of_the_n
         near = moons.parts(places, t, 1 - t)[0] > 0.03
         assert np.abs(shown - [ns.net(torch.tensor([*place, t])).tolist() for place in places]).max() < 1e-9 and len(places) == 64
         assert near.sum() > 8 and np.abs(shown - velocity(places, t)[0])[near].mean() < 0.4
-    assert thick.width > 2 * thin.width and [(z.units, z.scale_units) for z in (thin, thick, field)] == [("width", None)] * 3 and field.pivot == "tail"
+    assert thick.width > 3 * thin.width and [(z.units, z.scale_units) for z in (thin, thick, field)] == [("width", None)] * 3 and field.pivot == "tail"
     assert [z.scale for z in (thin, thick, field)] == [6, 6, 30] and same_color(thick.get_facecolor()[0], "C1")
 
 
