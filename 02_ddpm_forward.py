@@ -5,13 +5,11 @@
 """02 DDPM forward process: turn data into noise step by step, or in one draw by the closed form.
 
 DDPM turns data into noise in T small Gaussian steps. A net learns to predict the noise that they
-added, and lesson 04 uses it to go back. Training never runs the steps, because t of them together
-equal one Gaussian draw. We run them only to check this.
+added. Training never runs the steps, because t of them together equal one Gaussian draw.
 RUN    python 02_ddpm_forward.py          (5 seconds; the slider sets T)
 BREAK  python 02_ddpm_forward.py --T 50   (C2 fails, because 50 steps leave most of the data)
 PAPER  arXiv 2006.11239, equations 2, 4, and 14 (DDPM, by Ho et al.)"""
-import argparse
-import signal
+import argparse, signal
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
@@ -110,32 +108,34 @@ xt, st, eps = training_batch(a, s, 50_000)
 lowest = nn.functional.mse_loss(best_eps(xt, st), eps)
 loss = nn.functional.mse_loss(net(torch.hstack([xt, st])), eps)
 
-# --- Limits. C1: by chance, P(KS > e) <= 2 exp(-2 n e^2) (DKW inequality), 1e-7 with n = 5000.
-MAX_KS = 0.041
-# C2: a_T is the correlation of x and x_T. In 5000 numbers, its standard error is 0.014. We allow 4.
-MAX_A = 0.06
+MAX_KS = 0.041  # by chance, P(KS > e) <= 2 exp(-2 n e^2), 1e-7 for n = 5000 (DKW inequality)
+MAX_A = 0.06  # for a_T, the correlation of x and x_T: 4 of its standard errors, 1 / sqrt(5000)
 
 fig = plt.figure(figsize=(11.5, 5.4), layout="constrained")
-axes = fig.subplot_mosaic([[0, 1, 2, 3], ["KS"] * 4, ["bar"] * 4], height_ratios=[18, 7, 1])
-slider = plt.Slider(axes["bar"], "T steps", 10, 1000, valinit=args.T, valstep=1)
+axes = fig.subplot_mosaic("0123;KKKK;TTTT", height_ratios=[18, 7, 1])
+slider = plt.Slider(axes["T"], "T steps", 10, 1000, valinit=args.T, valstep=1)
 def draw(T):
     torch.manual_seed(args.seed)  # moving the slider back shows the same points
     a, s, path, ks = measure(T)
-    for k, t in enumerate([0, T // 10, T // 4, T]):
-        xt = a[t] * path[0] + s[t] * torch.randn_like(path[0])
+    x = path[0]
+    for k, t in zip("0123", [0, T // 10, T // 4, T]):
+        xt = a[t] * x + s[t] * torch.randn_like(x)
         note = f"\nnot noise (red: over {100 * MAX_A**2:.2g}%)" if a[t] > MAX_A and t == T else ""
         axes[k].clear()
         axes[k].plot(*path[t, :500].T, "C7o")
         axes[k].plot(*xt[:500].T, "C3." if note else "C0.")
+        axes[k].plot(*path[:t + 1, 0].T, "C1")  # one point's steps, and its draw
+        axes[k].plot(*torch.stack([x[0], xt[0]]).T, "k--o", markevery=[1])
         axes[k].axis([-3.5, 3.5, -3.5, 3.5])
         axes[k].set(title=f"t = {t}\nvariance: {100 * float(a[t])**2:.3g}% data{note}", aspect=1)
-    axes["KS"].clear()
-    axes["KS"].plot(ks, "k")
-    axes["KS"].hlines(MAX_KS, 0, T, "k", "dashed")
-    axes["KS"].set(title=f"Chain and draw differ beyond chance at {sum(ks > MAX_KS)} of {T} times",
-                   ylim=(0, 0.06), ylabel="largest gap (KS)", xlabel="t (dashed: limit of chance)")
+    axes["K"].clear()
+    axes["K"].plot(ks, "k")
+    axes["K"].hlines(MAX_KS, 0, T, "k", "dashed")
+    axes["K"].set(title=f"Chain and draw differ beyond chance at {sum(ks > MAX_KS)} of {T} times",
+                  ylim=(0, 0.06), ylabel="largest gap (KS)", xlabel="t (dashed: limit of chance)")
 draw(args.T)
-fig.suptitle("t small steps (gray) end like one draw (blue), $x_t = a_t x_0 + s_t \\epsilon$")
+fig.suptitle("t small steps (gray, orange) end like one draw (blue, black), "
+             "$x_t = a_t x_0 + s_t \\epsilon$", size=15)
 slider.on_changed(lambda T: draw(int(T)))
 fig.savefig("02_ddpm_forward.png")
 

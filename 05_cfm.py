@@ -76,7 +76,7 @@ def sample(v, noise, num_steps=50):  # moves noise (B, 2) along v(xt, t) from t 
 
 # --- Check. For our data, v has a formula. Given the center, x and xt are jointly Gaussian, so
 #     E[x | xt, center] = center + slope * (xt - t * center)  with  slope = cov(x, xt) / var(xt)
-# This is linear in center. So to average over centers, given xt, put c = E[center | xt] there.
+# This is linear in center. So the mean over centers, given xt, only replaces center by its mean, c.
 def log_likelihoods(xt, t):  # log p(xt | center) for xt (B, 2) and t (B, 1)
     var = (t * STD) ** 2 + (1 - t) ** 2  # (B, 1)
     offset = xt[:, None] - t[:, None] * CENTERS  # (B, 1, 2) - (B, 1, 1) * (64, 2) = (B, 64, 2)
@@ -106,9 +106,9 @@ x, eps = two_moons(2000), torch.randn(2000, 2)
 moved = sample(lambda xt, t: net(torch.cat([xt, t], 1)), eps)  # (51, 2000, 2)
 gap = (moved - sample(mean_velocity, eps))[-1].norm(dim=1).mean()
 paths = [moved, sample(mean_data, eps)]  # of the second and the third panel
-spot = -torch.tensor([[0.9, 1.0]])  # (1, 2), where ten lines shall meet
+spot = -torch.tensor([[0.9, 1.0]])  # (1, 2), here we make ten lines cross
 nearest = ((x + eps) / 2 - spot).norm(dim=1).argsort()[:10]  # their middles are nearest to it
-line_x, line_eps = x[nearest], 2 * spot - x[nearest]  # (10, 2), starts move a little
+line_x, line_eps = x[nearest], 2 * spot - x[nearest]  # (10, 2), we shift their noise
 titles = ["Lines from noise (circles) meet at t = 0.5.\nNoise follows the mean velocity (orange)",
           f"A net learns the mean {'velocity' if args.target == 'v' else 'of x'} (orange).\n"
           f"Moved with it, noise (blue) {'ends as' if gap < STD else 'misses'} data (gray)",

@@ -29,13 +29,14 @@ torch.set_num_threads(1)  # such small nets run fastest on a single core
 # --- Task. For example, A leads from cell 4 to 7, then to 2, then to 5: so 5 is 3 hops away.
 #     cells    A        B        answer   The prompt ends at the start, 4. The net writes the rest:
 #     0 1 2    8 4 5    3 1 6    3 1 6    first its thoughts, 7 and 2, then the goal, 5, and then a
-#     3 4 5    6 7 0    0 2 8    0 2 #    copy of B, with 5 in black (#). The row of hops says how
-#     6 7 8    1 2 3    7 7 4    7 7 4    far the next cell is, so we choose the number of thoughts.
+#     3 4 5    6 7 0    0 2 8    0 2 #    copy of B, with 5 in black (#). The row of hops tells it
+#     6 7 8    1 2 3    7 7 4    7 7 4    how far to go next. So we decide how much it thinks.
 #   tokens     <image>  8 .. 3  <image>  3 ... 4  <text>  4  7  2  5  <image>  3 ... 4  <end>
 #   positions  0        1 .. 9  10      11 .. 19  20     21 21 21 22  23      24 .. 32  33
 #   hops       0        0 .. 0  0        0 ... 0  0       1  1  1  0  0        0 ... 0  0
 BLACK, IMAGE, TEXT, END, VOCAB_SIZE = range(9, 14)  # the tokens 0 to 8 are digits or cells
-START_POSITION, NUM_POSITIONS, MAX_HOPS, GOAL = 21, 34, 5, -12  # < 0: from the end
+START_POSITION, NUM_POSITIONS, MAX_HOPS = 21, 34, 5
+GOAL = -12  # its place from the end. After it come <image>, nine cells, and <end>
 
 def make_tasks(num_tasks):  # to paths, maps A, and images B, of shape (num_tasks, 9) each
     path = torch.rand(num_tasks, 9).argsort(1)  # all cells; the last one leads back to the first
@@ -48,12 +49,12 @@ def make_sequences(path, image_a, image_b, num_hops, num_thoughts):  # fewer tho
     image, text, end = [torch.full_like(goal, token) for token in (IMAGE, TEXT, END)]
     tokens = torch.cat([image, image_a, image, image_b, text, cells, goal, image, answer, end], 1)
     positions = torch.tensor(sorted([*range(NUM_POSITIONS)] + [START_POSITION] * num_thoughts))
-    hops = (positions == START_POSITION).int()  # start and thoughts share 21, so hops look alike
+    hops = (positions == START_POSITION).int()  # start and thoughts share 21: all hops look alike
     hops[START_POSITION + num_thoughts] = num_hops - num_thoughts  # the rest, up to the goal
     return tokens, positions, hops  # the three rows above: (num_tasks, N), (N,), (N,)
 
-# --- Net. To hop from cell 4, token 4 queries cell 4 of A and gets 7. The next hop queries cell 7,
-# but a layer computes all queries before it looks anything up. So it waits until 7 is an input.
+# --- Net. To hop from cell 4, token 4 queries cell 4 of A and gets 7. The next hop queries cell 7.
+# But a layer computes all queries before it looks anything up. So this hop waits for the next pass.
 class Thinker(nn.Module):  # like GPT, but with one layer
     def __init__(self, vocab_size, num_positions, max_hops, dim=64, num_heads=8):
         super().__init__()
@@ -67,7 +68,7 @@ class Thinker(nn.Module):  # like GPT, but with one layer
     def forward(self, tokens, positions, hops):  # (B, N), (N,), (N,), to (B, N, vocab_size)
         x = self.token(tokens) + self.position(positions) + self.hops(hops)  # (B, N, dim)
         mask = nn.Transformer.generate_square_subsequent_mask(len(hops))  # look only back
-        return self.head(self.layer(x, mask))  # a drawn cell looks up its digit in B and the goal
+        return self.head(self.layer(x, mask))  # a drawn cell looks at B and at the goal
 
 def train(net, iters, batch_size=16, lr=0.003):  # to predict each token after the start
     optimizer = torch.optim.Adam(net.parameters())
@@ -92,50 +93,49 @@ def generate(net, tokens, positions, hops):  # continues tokens (B, n) to (B, N)
 net = train(Thinker(VOCAB_SIZE, NUM_POSITIONS, MAX_HOPS), args.iters).requires_grad_(False)
 path, image_a, image_b = tasks = make_tasks(100)
 accuracy = torch.zeros(5, 5)  # the share of tasks in which the net writes every token right
-outputs = {}  # for each button: what the net writes for 5 hops, and what is right, (100, N) each
-fig, axes = plt.subplot_mosaic("SSSAAA;SSSAAA;RTTTTT", figsize=(10, 8), layout="constrained")
-stairs, ax, buttons, strip = axes.values()
+outputs = {}  # for each button: what the net writes in task 1, for 5 hops, and what is right, (N,)
+fig, axes = plt.subplot_mosaic("SSRMMM;SSRMMM;012345", figsize=(12, 7.5), layout="tight")
 for thoughts in range(5):
     for num_hops in range(1, 6):
         right, *rows = make_sequences(*tasks, num_hops, min(thoughts, num_hops - 1))
         written = generate(net, right[:, :START_POSITION + 1], *rows)
         accuracy[thoughts, num_hops - 1] = (written == right).all(1).float().mean()
-        stairs.text(num_hops, thoughts, f"{accuracy[thoughts, num_hops - 1]:.2f}", ha="center")
-    outputs[f"thoughts: {thoughts}"] = written, right
-stairs.pcolormesh(range(1, 6), range(5), accuracy, cmap="Blues", vmax=2)  # 1 is light
-stairs.set(xlabel="hops from the start to the goal", ylabel="thoughts allowed",
-           title="Accuracy: extra hops need thoughts\n(best guess without thoughts: 1 of 7 cells)")
+        axes["S"].text(num_hops, thoughts, f"{accuracy[thoughts, num_hops - 1]:.2f}", ha="center")
+    outputs[f"thoughts: {thoughts}"] = written[1], right[1]
+axes["S"].pcolormesh(range(1, 6), range(5), accuracy, cmap="Blues", vmax=2)  # 1 is light
+axes["S"].set(xlabel="hops from the start to the goal", ylabel="thoughts allowed",
+              title="Accuracy: extra hops need thoughts\n(without, 7 cells are left to guess from)")
 
-wrong = torch.hstack([path[:, :1], path[:, 3:]])  # we give path[3], a wrong first thought
+wrong = path[:, [0, *range(3, 9)]]  # we give path[3], a wrong first thought
 right, *rows = make_sequences(wrong, image_a, image_b, 5, 4)  # goes on to path[7] by the map
 written = generate(net, right[:, :START_POSITION + 2], *rows)
 follows = (written == right).all(1).float().mean()
-outputs["first is wrong"] = written, right
+outputs["first is wrong"] = written[1], right[1]
 
-for row, (written, right) in enumerate(outputs.values()):
-    for i in range(GOAL - min(row, 4), -1):  # task 1, counted from the end, so that goals align
-        color = "red" if written[1, i] != right[1, i] else "skyblue" if i < GOAL else "w"
-        strip.text(i, row, "012345678■▦??"[written[1, i]], ha="center", bbox={"fc": color})
-strip.texts[-15].set_backgroundcolor("orange")  # the thought that we give, in the last row
-strip.set_title("What the net writes (red: wrong), and what follows from our thought (orange)")
-strip.set(yticks=[], xlim=[-17, 0], ylim=[5.9, -1.1])
-strip.set_xticks([-14.5, -7], ["thoughts", "goal, <image> (▦), and B with the goal in black"])
+def draw_board(ax, tokens):  # nine cells, of a map or of a drawn image
+    for cell, token in enumerate(tokens):
+        ax.text(cell % 3, cell // 3, "012345678■▦??"[token], ha="center", va="center", size=18)
+    ax.pcolormesh(range(3), range(3), torch.zeros(3, 3), cmap="Greys", edgecolors="0.7")
+    ax.set(xticks=[], yticks=[], ylim=(2.5, -0.5), aspect=1)
+for k, (label, (written, right)) in zip("012345", outputs.items()):
+    *cells, goal = written[START_POSITION + 1:GOAL + 1].tolist()
+    axes[k].set_title(f"{label}\n{cells}, goal {goal}", color="k" if written.equal(right) else "r")
+    draw_board(axes[k], written[GOAL + 2:-1])
+axes["0"].set_ylabel("drawn image (red: wrong)")
 
-def draw(label):  # shows task 1
+def draw(label):  # shows the way on the map
+    ax = axes["M"]
     ax.clear()
-    for i, name in zip(path[1], "start,,,,,goal,,,".split(",")):
-        ax.text(i % 3, i // 3, f"{image_a[1, i]}", ha="center", size=20, bbox=dict(fc="w", pad=35))
-        ax.text(i % 3 - 0.33, i // 3 - 0.18, f"cell {i}\n{name}")
-    cells = outputs[label][0][1, START_POSITION:GOAL + 1]
-    for here, there in zip(cells, cells[1:]):
-        ax.annotate("", (there % 3, there // 3), (here % 3, here // 3), arrowprops=dict(
-            arrowstyle="-|>", shrinkA=20, shrinkB=20))
-    ax.set_title(f"Map A: each digit names the next cell\n(the arrows show the row \"{label}\")")
-    ax.axis([-0.5, 2.5, 2.5, -0.5])
-    ax.set_axis_off()
+    draw_board(ax, image_a[1])
+    for cell, name in zip(path[1], "start,,,,,goal,,,".split(",")):
+        ax.text(cell % 3 - 0.45, cell // 3 - 0.35, f"cell {cell} {name}")
+    way = [(cell % 3, cell // 3) for cell in outputs[label][0][START_POSITION:GOAL + 1]]
+    for here, there in zip(way, way[1:]):
+        ax.annotate("", there, here, arrowprops=dict(arrowstyle="-|>", shrinkA=15, shrinkB=15))
+    ax.set_title(f"Map A: each digit names the next cell\n(arrows: \"{label}\")")
     plt.draw()
 
-radio = widgets.RadioButtons(buttons, list(outputs))
+radio = widgets.RadioButtons(axes["R"], list(outputs))
 radio.on_clicked(draw)
 radio.set_active(args.thoughts)
 fig.savefig("14_reasoning_gen.png")
@@ -143,7 +143,7 @@ def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
 claim("C1", "Accuracy, worst of 1 to 5 hops", accuracy[args.thoughts].min(), ">", 0.95)
-claim("C2", "Accuracy without thoughts, 2 hops (best guess: 1/7)", accuracy[0, 1], "<", 2 / 7)
+claim("C2", "Accuracy without thoughts, 2 hops (guessing: 1/7)", accuracy[0, 1], "<", 2 / 7)
 claim("C3", "Tasks in which it goes on from a wrong thought", follows, ">", 0.95)
 print("figure: 14_reasoning_gen.png")
 if plt.get_backend().lower() != "agg":  # there is no window to show without a display
