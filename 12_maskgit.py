@@ -5,7 +5,7 @@
 """12 D3PM and MaskGIT: masked diffusion, which generates an image's tokens in a few rounds.
 
 At first, all 64 tokens of an image are hidden. In each round, a net predicts the hidden tokens, and
-we reveal some. Ten rounds avoid most mistakes. D3PM reveals random tokens. MaskGIT reveals the most
+we reveal some. Ten rounds leave few mistakes. D3PM reveals random tokens. MaskGIT reveals the most
 confident ones, which then makes fewer mistakes. But it repeats a few images, unless we add noise.
 RUN    python 12_maskgit.py              (12 seconds; sliders: rounds, Gumbel noise)
 BREAK  python 12_maskgit.py --rounds 1   (C1 and C2 fail: samples mix parts of different digits)
@@ -55,7 +55,7 @@ def train(tokens, vocab_size, iters, dim=16, width=256, batch_size=64, lr=0.006)
         optimizer.param_groups[0]["lr"] = lr * (1 - i / iters)  # large steps first, then small
         x = tokens[torch.randint(len(tokens), [batch_size])]  # (B, N)
         is_hidden = torch.rand(x.shape) < torch.rand(batch_size, 1)  # one t / T for each image
-        logits = net(torch.where(is_hidden, vocab_size, x))  # its input shows how much is hidden
+        logits = net(torch.where(is_hidden, vocab_size, x))  # needs no t, as the mask tokens show it
         loss = nn.functional.cross_entropy(logits[is_hidden], x[is_hidden])
         optimizer.zero_grad()
         loss.backward()
@@ -66,11 +66,11 @@ def train(tokens, vocab_size, iters, dim=16, width=256, batch_size=64, lr=0.006)
 
 # --- D3PM samples back from t = T to 0. A token is hidden with probability t / T before a round and
 # (t - 1) / T after it, so a hidden one is revealed with probability 1 / t. Tokens of one round are
-# sampled independently. If an image can be a 3 or a 7, one may come from the 3, and one from the 7.
+# sampled independently. If an image could become a 3 or a 7, one may fit the 3, and one the 7.
 def d3pm(net, xt, num_rounds, mask_token):
     """Fill in the mask tokens of xt, (B, N), with any net from tokens to logits (B, N, V)."""
     assert num_rounds > 0, "d3pm needs at least one round, or mask tokens would remain"
-    for t in range(num_rounds, 0, -1):  # T rounds: more raise accuracy, but lower throughput
+    for t in range(num_rounds, 0, -1):  # more rounds: fewer errors, lower throughput
         guess = Categorical(logits=net(xt)).sample()  # (B, N)
         is_revealed = torch.rand(xt.shape) < 1 / t
         xt = torch.where(is_revealed & (xt == mask_token), guess, xt)
@@ -78,9 +78,9 @@ def d3pm(net, xt, num_rounds, mask_token):
 
 # --- MaskGIT reveals the guesses of highest probability, called confidence. A 3 and a 7 both have
 # ink at the top. The guess "ink" is nearly certain there, and fits both. At the lower right, only
-# the 3 has ink, so this guess waits. But a rare guess is hardly ever kept, and is sampled again,
-# until a common one comes. So images repeat. Gumbel noise on log p helps: at scale 1, the first to
-# keep is drawn in proportion to p (Gumbel-max trick). A huge scale makes it random (D3PM).
+# the 3 has ink, so this guess waits. But an unlikely guess is discarded and sampled again, usually
+# as a likelier one. So images repeat. Gumbel noise on log p helps: at scale 1, the first position
+# to reveal is drawn in proportion to p (Gumbel-max trick). A huge scale reveals at random (D3PM).
 def maskgit(net, xt, num_rounds, mask_token, noise):
     """Like d3pm. Each sequence reveals an equal share of its own hidden tokens in each round."""
     assert num_rounds > 0, "maskgit needs at least one round, or mask tokens would remain"
@@ -102,7 +102,7 @@ def sample(net, xt, num_rounds, mask_token, noise, seed):  # {name of method: sa
             "MaskGIT without noise": maskgit(net, xt, num_rounds, mask_token, 0),
             "MaskGIT with noise": maskgit(net, xt, num_rounds, mask_token, noise)}
 def score(x, tokens):
-    """Return where x, (B, N), is wrong, how often on average, and how many of the images occur."""
+    """Return where x, (B, N), differs from the nearest image, how often, and how many occur."""
     nearest = (x[:, None] != tokens).sum(2).argmin(1)  # (B,), the most similar image
     is_wrong = x != tokens[nearest]  # (B, N)
     found = nearest[~is_wrong.any(1)]  # for each sample without wrong tokens, which image it is
@@ -142,7 +142,7 @@ def claim(name, sentence, value, sign, bound):
 with_noise = lambda n: sample(net, blank, n, mask_token, 1, args.seed)["MaskGIT with noise"]
 _, one_round, _ = score(with_noise(1), tokens)
 _, wrong, num_images = score(with_noise(args.rounds), tokens)
-# Tokens of one round clash. In ten rounds, a tenth of all pairs share a round. We allow twice that.
+# Only tokens of one round can clash: in ten rounds, a tenth of all pairs. C1 allows a fifth.
 claim("C1", "Wrong tokens, against a fifth of those in one round", wrong, "<", one_round / 5)
 claim("C2", "Most of the 40 images should occur in 200 samples", num_images, ">", len(tokens) / 2)
 print("figure: 12_maskgit.png")

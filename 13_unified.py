@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-parser.add_argument("--no-special-tokens", action="store_true", help="do not say what to write")
+parser.add_argument("--no-special-tokens", action="store_true", help="withhold the first token")
 parser.add_argument("--iters", type=int, default=800, help="of training (default: %(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
