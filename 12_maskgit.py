@@ -55,7 +55,7 @@ def train(tokens, vocab_size, iters, dim=16, width=256, batch_size=64, lr=0.006)
         optimizer.param_groups[0]["lr"] = lr * (1 - i / iters)  # large steps first, then small
         x = tokens[torch.randint(len(tokens), [batch_size])]  # (B, N)
         is_hidden = torch.rand(x.shape) < torch.rand(batch_size, 1)  # one t / T for each image
-        logits = net(torch.where(is_hidden, vocab_size, x))  # needs no t, as the mask tokens show it
+        logits = net(torch.where(is_hidden, vocab_size, x))  # needs no t: mask tokens show it
         loss = nn.functional.cross_entropy(logits[is_hidden], x[is_hidden])
         optimizer.zero_grad()
         loss.backward()

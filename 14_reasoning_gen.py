@@ -54,7 +54,7 @@ def make_sequences(path, image_a, image_b, num_hops, num_thoughts):  # fewer tho
     return tokens, positions, hops  # the three rows above: (num_tasks, N), (N,), (N,)
 
 # --- Net. To hop from cell 4, token 4 queries cell 4 of A and gets 7. The next hop queries cell 7.
-# But a layer computes all queries before it looks anything up. So this hop waits for the next pass.
+# But a layer computes all queries before it looks anything up. So it waits until 7 is an input.
 class Thinker(nn.Module):  # like GPT, but with one layer
     def __init__(self, vocab_size, num_positions, max_hops, dim=64, num_heads=8):
         super().__init__()
@@ -93,7 +93,7 @@ def generate(net, tokens, positions, hops):  # continues tokens (B, n) to (B, N)
 net = train(Thinker(VOCAB_SIZE, NUM_POSITIONS, MAX_HOPS), args.iters).requires_grad_(False)
 path, image_a, image_b = tasks = make_tasks(100)
 accuracy = torch.zeros(5, 5)  # the share of tasks in which the net writes every token right
-outputs = {}  # for each button: what the net writes in task 1, for 5 hops, and what is right, (N,)
+outputs = {}  # for each button: the sequence of task 1, for 5 hops, as the net writes it, (N,)
 fig, axes = plt.subplot_mosaic("SSRMMM;SSRMMM;012345", figsize=(12, 7.5), layout="tight")
 for thoughts in range(5):
     for num_hops in range(1, 6):
@@ -101,35 +101,35 @@ for thoughts in range(5):
         written = generate(net, right[:, :START_POSITION + 1], *rows)
         accuracy[thoughts, num_hops - 1] = (written == right).all(1).float().mean()
         axes["S"].text(num_hops, thoughts, f"{accuracy[thoughts, num_hops - 1]:.2f}", ha="center")
-    outputs[f"thoughts: {thoughts}"] = written[1], right[1]
+    outputs[f"thoughts: {thoughts}"] = written[1]
 axes["S"].pcolormesh(range(1, 6), range(5), accuracy, cmap="Blues", vmax=2)  # 1 is light
 axes["S"].set(xlabel="hops from the start to the goal", ylabel="thoughts allowed",
-              title="Accuracy: extra hops need thoughts\n(without, 7 cells are left to guess from)")
+              title="Accuracy: extra hops need thoughts\n(best guess without them: 1 of 7 cells)")
 
 wrong = path[:, [0, *range(3, 9)]]  # we give path[3], a wrong first thought
 right, *rows = make_sequences(wrong, image_a, image_b, 5, 4)  # goes on to path[7] by the map
 written = generate(net, right[:, :START_POSITION + 2], *rows)
 follows = (written == right).all(1).float().mean()
-outputs["first is wrong"] = written[1], right[1]
+outputs["first is wrong"] = written[1]
 
 def draw_board(ax, tokens):  # nine cells, of a map or of a drawn image
     for cell, token in enumerate(tokens):
         ax.text(cell % 3, cell // 3, "012345678■▦??"[token], ha="center", va="center", size=18)
     ax.pcolormesh(range(3), range(3), torch.zeros(3, 3), cmap="Greys", edgecolors="0.7")
     ax.set(xticks=[], yticks=[], ylim=(2.5, -0.5), aspect=1)
-for k, (label, (written, right)) in zip("012345", outputs.items()):
-    *cells, goal = written[START_POSITION + 1:GOAL + 1].tolist()
-    axes[k].set_title(f"{label}\n{cells}, goal {goal}", color="k" if written.equal(right) else "r")
+for k, (label, written) in zip("012345", outputs.items()):
     draw_board(axes[k], written[GOAL + 2:-1])
-axes["0"].set_ylabel("drawn image (red: wrong)")
+    axes[k].set_title(f"{label}\n{written[START_POSITION + 1:GOAL].tolist()}")
+    axes[k].set_xlabel(f"goal: {written[GOAL]}", color="k" if written[GOAL] == path[1, 5] else "r")
+axes["0"].set_ylabel("B with the goal in\nblack (red: wrong)")
 
 def draw(label):  # shows the way on the map
     ax = axes["M"]
     ax.clear()
     draw_board(ax, image_a[1])
     for cell, name in zip(path[1], "start,,,,,goal,,,".split(",")):
-        ax.text(cell % 3 - 0.45, cell // 3 - 0.35, f"cell {cell} {name}")
-    way = [(cell % 3, cell // 3) for cell in outputs[label][0][START_POSITION:GOAL + 1]]
+        ax.text(cell % 3 - 0.45, cell // 3 - 0.2, f"cell {cell}\n{name}")
+    way = [(cell % 3, cell // 3) for cell in outputs[label][START_POSITION:GOAL + 1]]
     for here, there in zip(way, way[1:]):
         ax.annotate("", there, here, arrowprops=dict(arrowstyle="-|>", shrinkA=15, shrinkB=15))
     ax.set_title(f"Map A: each digit names the next cell\n(arrows: \"{label}\")")
@@ -143,7 +143,7 @@ def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
 claim("C1", "Accuracy, worst of 1 to 5 hops", accuracy[args.thoughts].min(), ">", 0.95)
-claim("C2", "Accuracy without thoughts, 2 hops (guessing: 1/7)", accuracy[0, 1], "<", 2 / 7)
+claim("C2", "Accuracy without thoughts, 2 hops (best guess: 1/7)", accuracy[0, 1], "<", 2 / 7)
 claim("C3", "Tasks in which it goes on from a wrong thought", follows, ">", 0.95)
 print("figure: 14_reasoning_gen.png")
 if plt.get_backend().lower() != "agg":  # there is no window to show without a display
