@@ -4,8 +4,8 @@
 # ///
 """02 DDPM forward process: turn data into noise step by step, or in one draw by the closed form.
 
-DDPM turns data into noise in T small Gaussian steps. A net learns to predict the noise that they
-added. Training never runs the steps, because t of them together equal one Gaussian draw.
+DDPM turns data into noise in T small Gaussian steps. A net learns to predict their noise, so that
+lesson 04 can undo them. Training never runs them, because t of them equal one Gaussian draw.
 RUN    python 02_ddpm_forward.py          (5 seconds; the slider sets T)
 BREAK  python 02_ddpm_forward.py --T 50   (C2 fails, because 50 steps leave most of the data)
 PAPER  arXiv 2006.11239, equations 2, 4, and 14 (DDPM, by Ho et al.)"""
@@ -109,7 +109,7 @@ lowest = nn.functional.mse_loss(best_eps(xt, st), eps)
 loss = nn.functional.mse_loss(net(torch.hstack([xt, st])), eps)
 
 MAX_KS = 0.041  # by chance, P(KS > e) <= 2 exp(-2 n e^2), 1e-7 for n = 5000 (DKW inequality)
-MAX_A = 0.06  # for a_T, the correlation of x and x_T: 4 of its standard errors, 1 / sqrt(5000)
+MAX_A = 0.06  # for the correlation of x and x_T, which is a_T: 4 standard errors, 4 / sqrt(5000)
 
 fig = plt.figure(figsize=(11.5, 5.4), layout="constrained")
 axes = fig.subplot_mosaic("0123;KKKK;TTTT", height_ratios=[18, 7, 1])
@@ -134,7 +134,7 @@ def draw(T):
     axes["K"].set(title=f"Chain and draw differ beyond chance at {sum(ks > MAX_KS)} of {T} times",
                   ylim=(0, 0.06), ylabel="largest gap (KS)", xlabel="t (dashed: limit of chance)")
 draw(args.T)
-fig.suptitle("t small steps (gray, orange) end like one draw (blue, black), "
+fig.suptitle("t small steps (gray, one point in orange) end like one draw (blue, black), "
              "$x_t = a_t x_0 + s_t \\epsilon$", size=15)
 slider.on_changed(lambda T: draw(int(T)))
 fig.savefig("02_ddpm_forward.png")

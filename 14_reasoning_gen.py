@@ -5,8 +5,8 @@
 """14 Think, then draw: a chain of thought before the image tokens, in one small transformer.
 
 In image A, the digit in each cell names the next cell. The net follows A from a start cell to the
-goal, 1 to 5 hops away. Then it draws image B, with the goal in black. But it can only make one hop
-per forward pass. So it first writes down the cells on its way, as its thoughts.
+goal, 1 to 5 hops away. Then it copies image B, with the goal in black. But it can only hop once in
+a forward pass. So it first writes down the cells on its way, as its thoughts.
 RUN    python 14_reasoning_gen.py                 (13 seconds; the buttons show other thoughts)
 BREAK  python 14_reasoning_gen.py --thoughts 0    (from 2 hops on, the net guesses, so C1 fails)
 PAPER  arXiv 2201.11903 (chain of thought), 2310.07923 (why it helps), 2405.09818 (Chameleon)"""
@@ -38,7 +38,7 @@ BLACK, IMAGE, TEXT, END, VOCAB_SIZE = range(9, 14)  # the tokens 0 to 8 are digi
 START_POSITION, NUM_POSITIONS, MAX_HOPS = 21, 34, 5
 GOAL = -12  # its place from the end. After it come <image>, nine cells, and <end>
 
-def make_tasks(num_tasks):  # to paths, maps A, and images B, of shape (num_tasks, 9) each
+def make_tasks(num_tasks):  # returns paths, maps A, and images B, (num_tasks, 9) each
     path = torch.rand(num_tasks, 9).argsort(1)  # all cells; the last one leads back to the first
     image_a = path.scatter(1, path, path.roll(-1, 1))  # A[path[i]] = path[i + 1]
     return path, image_a, torch.randint(9, path.shape)
@@ -76,7 +76,7 @@ def train(net, iters, batch_size=16, lr=0.003):  # to predict each token after t
         optimizer.param_groups[0]["lr"] = lr * (1 - i / iters)  # large steps first, then small
         num_thoughts, num_hops = sorted(torch.randperm(MAX_HOPS + 1)[:2].tolist())  # two of 0..5
         tokens, positions, hops = make_sequences(*make_tasks(batch_size), num_hops, num_thoughts)
-        logits = net(tokens, positions, hops)[:, START_POSITION:-1]  # at a token, for the next one
+        logits = net(tokens, positions, hops)[:, START_POSITION:-1]  # each predicts the next token
         loss = nn.functional.cross_entropy(logits.mT, tokens[:, START_POSITION + 1:])
         optimizer.zero_grad()
         loss.backward()
@@ -102,7 +102,7 @@ for thoughts in range(5):
         accuracy[thoughts, num_hops - 1] = (written == right).all(1).float().mean()
         axes["S"].text(num_hops, thoughts, f"{accuracy[thoughts, num_hops - 1]:.2f}", ha="center")
     outputs[f"thoughts: {thoughts}"] = written[1]
-axes["S"].pcolormesh(range(1, 6), range(5), accuracy, cmap="Blues", vmax=2)  # 1 is light
+axes["S"].pcolormesh(range(1, 6), range(5), accuracy, cmap="Blues", vmax=2)  # 1 is mid blue
 axes["S"].set(xlabel="hops from the start to the goal", ylabel="thoughts allowed",
               title="Accuracy: extra hops need thoughts\n(best guess without them: 1 of 7 cells)")
 

@@ -185,7 +185,7 @@ def test_boards_show_what_is_written_for_each_button(ns):
         drawn, goal = ns.axes[str(n)], ns.axes[str(n)].xaxis.label
         assert drawn.get_title() == f"{labels[n]}\n{text[1:-1]}" and goal.get_text() == f"goal: {text[-1]}" and goal.get_color() == "rk"[n == 4]
         assert board(drawn) == ["012345678\u25a0"[token] for token in answer] and len(drawn.texts) == 9 and board(ax) == [str(digit) for digit in a]
-        wanted = [(round(c % 3 - 0.45, 5), round(c // 3 - 0.35, 5), f"cell {c} {({path[0]: 'start', path[5]: 'goal'}).get(c, '')}") for c in range(9)]
+        wanted = [(round(c % 3 - 0.45, 5), round(c // 3 - 0.2, 5), f"cell {c}\n{({path[0]: 'start', path[5]: 'goal'}).get(c, '')}") for c in range(9)]
         assert sorted((*np.round([float(z) for z in t.get_position()], 5), t.get_text()) for t in ax.texts if t.get_ha() == "left" and t.get_text()) == sorted(wanted)
         centers, arrows = [(cell % 3, cell // 3) for cell in text], [t for t in ax.texts if not t.get_text()]
         assert [point for t in arrows for point in (t.xyann, t.xy)] == [p for pair in zip(centers, centers[1:]) for p in pair]
