@@ -47,7 +47,7 @@ NOISE = (1 - ABAR).sqrt()  # (T + 1,), how much eps there is in x_t
 #     p(x_0) = E_q[p(x_0, ..., x_T) / q(x_1, ..., x_T | x_0)]
 # By Jensen's inequality, the log of a mean is at least the mean of the log:
 #     log p(x_0) >= E_q[log p(x_0, ..., x_T) - log q(x_1, ..., x_T | x_0)] = ELBO
-# The chain rule writes q as steps back, too. (Given x_t, the later x are just x_t with more noise.)
+# The chain rule of probability writes q as steps back, too. (Given x_t, later x add nothing to it.)
 #     p =    p(x_T)        p(x_{T-1} | x_T)       ...  p(x_1 | x_2)       p(x_0 | x_1)
 #     q =    q(x_T | x_0)  q(x_{T-1} | x_T, x_0)  ...  q(x_1 | x_2, x_0)
 # Column by column, the mean of log q - log p is a KL divergence, KL_t for the steps from x_t (5):
@@ -66,13 +66,13 @@ C = BETA / (ALPHA.sqrt() * NOISE)  # (T + 1,), 0.006 to 0.02 (C[0] is 0 / 0, but
 # the larger of the paper's two choices (lesson 04 compares them). As both variances are fixed,
 #     KL_t = |difference of the means|^2 / (2 beta_t) + constant
 #          = w_t * |eps - eps_hat|^2 + constant    where w_t = c_t^2 / (2 beta_t)              (12)
-# The last term has this form, too. -log p(x_0 | x_1) is |x_0 - mean|^2 / (2 beta_1) + constant, and
-# at t = 1, (10) with the true eps is x_0: c_1 is sqrt(beta_1 / alpha_1), so this is (4).
+# The last term has this form, too. At t = 1, abar_1 = alpha_1, and (10) with the true eps is x_0. So
+# -log p(x_0 | x_1) = |x_0 - mean|^2 / (2 beta_1) + constant is w_1 * |eps - eps_hat|^2 + constant.
 WEIGHT = C[1:] ** 2 / (2 * BETA[1:])  # (T,), w_t for t = 1, ..., T
 
 # --- So ELBO = constant - sum over t of w_t * E|eps - eps_hat|^2. To train on it, we draw t with
-# probability w_t / sum(w). L_simple (14) draws all t equally, so it cares less about small t, where
-# w_t is largest, but x_t is hardly noisy. Its ELBO is lower, but its images are better (table 1).
+# probability w_t / sum(w). L_simple (14) draws all t equally, so small t count less. There, w_t is
+# largest, though x_t is hardly noisy. Its ELBO is lower, but its images are better (table 1).
 def squared_error(net, x_0, eps, t):  # for data x_0 and noise eps, (B, D), and t, (B, 1)
     x_t = ABAR[t].sqrt() * x_0 + NOISE[t] * eps  # (B, D), equation 4
     return (eps - net(x_t, t)).square().sum(1)  # (B,)
@@ -91,7 +91,7 @@ def train(net, weight, iters, batch_size=512, lr=0.04):
     return net.requires_grad_(False)  # trained
 
 # --- Why eps? A net could output the mean instead, and (10) gives eps_hat. But dividing by c_t
-# multiplies its error by 50 to 160. Our small net errs too much for this. A large one does not.
+# multiplies its error by 50 to 160, at each of 1000 steps. Our small net is not that accurate.
 class Net(nn.Sequential):  # x_t, (B, 2), and t, (B, 1), to eps_hat, (B, 2)
     def __init__(self, predict, width=64):
         super().__init__(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
@@ -102,7 +102,7 @@ class Net(nn.Sequential):  # x_t, (B, 2), and t, (B, 1), to eps_hat, (B, 2)
         return output if self.predict == "eps" else (x_t / ALPHA[t].sqrt() - output) / C[t]
 
 # --- The constant is the same for all nets, so we compare with a model whose ELBO we know. If
-# eps_hat is sqrt(1 - abar_t) x_t, (10) is sqrt(alpha_t) x_t, so p's step back is like q's. This
+# eps_hat is sqrt(1 - abar_t) x_t, (10) is sqrt(alpha_t) x_t, so p steps back as q steps on. This
 # keeps the density of N(0, I), here N: p(x_{t-1} | x_t) N(x_t) = q(x_t | x_{t-1}) N(x_{t-1}). The
 # product over all t is p(x_0, ..., x_T) = N(x_0) q(x_1, ..., x_T | x_0). So the ELBO is log N(x_0).
 def elbo_gain(net, x_0):  # data (n * T, D); returns the nats gained at t = 1, ..., T, (T,)
@@ -126,7 +126,7 @@ for target, loss in [(args.predict, "L_simple"), (args.predict, "ELBO"), ("mean"
     low.semilogx(steps, gains[-1], style, label=f"predicts {target}, loss {loss}")
     low.text(1.5 * T, 0, "", va=side)
 low.axhline(c="k")
-low.axhline(1.26, c="0.5", ls=":")  # mean log p_data over log N(0, I): no model has a higher mean
+low.axhline(1.26, c="0.5", ls=":")  # mean of log p_data - log N, which no model can exceed
 low.text(1.5 * T, 1.26, "best possible: 1.26")
 low.set(title="The net that predicts the mean ends below N(0, I), the black line", ylim=(-3, 1.5))
 low.set(xlabel="t (90% of steps are beyond 100)\n\n", ylabel="nats gained up to t")
