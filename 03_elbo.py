@@ -66,7 +66,7 @@ C = BETA / (ALPHA.sqrt() * NOISE)  # (T + 1,), 0.006 to 0.02 (C[0] is 0 / 0, but
 # the larger of the paper's two choices (lesson 04 compares them). As both variances are fixed,
 #     KL_t = |difference of the means|^2 / (2 beta_t) + constant
 #          = w_t * |eps - eps_hat|^2 + constant    where w_t = c_t^2 / (2 beta_t)              (12)
-# The last term has this form, too. At t = 1, abar_1 = alpha_1, and (10) with the true eps is x_0. So
+# The last term has this form, too. As abar_1 = alpha_1, (10) with t = 1 and the true eps is x_0. So
 # -log p(x_0 | x_1) = |x_0 - mean|^2 / (2 beta_1) + constant is w_1 * |eps - eps_hat|^2 + constant.
 WEIGHT = C[1:] ** 2 / (2 * BETA[1:])  # (T,), w_t for t = 1, ..., T
 
