@@ -110,7 +110,7 @@ wrong = path[:, [0, *range(3, 9)]]  # we give path[3], a wrong first thought
 right, *rows = make_sequences(wrong, image_a, image_b, 5, 4)  # goes on to path[7] by the map
 written = generate(net, right[:, :START_POSITION + 2], *rows)
 follows = (written == right).all(1).float().mean()
-outputs["first is wrong"] = written[1]
+outputs["first one is ours"] = written[1]
 
 def draw_board(ax, tokens):  # nine cells, of a map or of a drawn image
     for cell, token in enumerate(tokens):
