@@ -42,7 +42,7 @@ def straight_through(z, q):
 # encoder puts all z close together. If all entries are far away, the same one or few are nearest to
 # every z. Only these move toward the z, so they stay nearest. The others are never chosen.
 def nearest(z, codebook):
-    """Return for each z (B, dim) its token (B,), the index of the nearest entry in (K, dim)."""
+    """Return the token of each z, (B, dim): the index, (B,), of the nearest entry in (K, dim)."""
     return torch.cdist(z, codebook).argmin(1)
 
 def update_codebook(codebook, z, restart, decay=0.9):
@@ -58,11 +58,11 @@ def update_codebook(codebook, z, restart, decay=0.9):
 def fsq(z, levels):
     """Round z (B, dim) to the nearest of `levels` evenly spaced numbers from -1 to 1."""
     half = (levels - 1) / 2
-    return ((z.clamp(-1, 1) + 1) * half).round() / half - 1  # for 7 levels: 0 to 6, over 3, minus 1
+    return ((z.clamp(-1, 1) + 1) * half).round() / half - 1  # 7 levels: 0 to 6, over 3, minus 1
 
 # --- The loss of VQ-VAE (equation 3), where sg (stop gradient) is .detach(), has three terms:
 #     |x_hat - x|^2 (reconstruction) + |sg[z] - q|^2 (codebook) + beta |z - sg[q]|^2 (commitment)
-# The last two pull the entries to the z, and the z to their entries, so that they stay close.
+# The codebook term moves each entry toward its z, and the commitment term each z to its entry.
 def train(x, quantizer, codebook, restart=False, straight=True,
           iters=300, seed=0, levels=7, beta=0.25, width=64, lr=0.02):
     """Train a net on patches x (B, D). With "fsq", the codebook (K, dim) is the grid of levels."""
@@ -100,7 +100,7 @@ def measure(net, x):
 
 gray_error = x.var(1, correction=0).mean() / x.var()  # if each patch becomes its mean gray
 fig, axes = plt.subplots(2, 5, figsize=(10, 5.2), layout="constrained")
-fig.suptitle("A codebook that starts far from all z collapses, or needs restarts. FSQ learns none.")
+fig.suptitle("A codebook that starts far from all z collapses, or needs restarts. FSQ has a fixed grid.")
 
 def draw_image(ax, patches, title):  # from patches (1600, 16)
     image = nn.functional.fold(patches.T, (160, 160), 4, stride=4)[0]
