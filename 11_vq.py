@@ -100,7 +100,7 @@ def measure(net, x):
 
 gray_error = x.var(1, correction=0).mean() / x.var()  # if each patch becomes its mean gray
 fig, axes = plt.subplots(2, 5, figsize=(10, 5.2), layout="constrained")
-fig.suptitle("A codebook that starts far from all z collapses, or needs restarts. FSQ has a fixed grid.")
+fig.suptitle("A codebook that starts far from all z collapses, or needs restarts. FSQ is fixed.")
 
 def draw_image(ax, patches, title):  # from patches (1600, 16)
     image = nn.functional.fold(patches.T, (160, 160), 4, stride=4)[0]
