@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.4", "numpy", "matplotlib>=3.8"]
 # ///
-"""05 Flow matching: train a net to predict the velocity along random lines from noise to data.
+"""05 Conditional flow matching: learn the mean velocity of random lines from noise to data.
 
 Move noise with the mean velocity of the lines through each point, and it becomes data.
 RUN    python 05_cfm.py             (5 seconds; the slider sets the time t)
@@ -76,7 +76,7 @@ def sample(v, noise, num_steps=50):  # moves noise (B, 2) along v(xt, t) from t 
 
 # --- Check. For our data, v has a formula. Given the center, x and xt are jointly Gaussian, so
 #     E[x | xt, center] = center + slope * (xt - t * center)  with  slope = cov(x, xt) / var(xt)
-# This is linear in center. So the mean over centers, given xt, only replaces center by its mean, c.
+# This is linear in center. So to average over centers, given xt, put c = E[center | xt] there.
 def log_likelihoods(xt, t):  # log p(xt | center) for xt (B, 2) and t (B, 1)
     var = (t * STD) ** 2 + (1 - t) ** 2  # (B, 1)
     offset = xt[:, None] - t[:, None] * CENTERS  # (B, 1, 2) - (B, 1, 1) * (64, 2) = (B, 64, 2)

@@ -50,7 +50,7 @@ def make_sequences(path, image_a, image_b, num_hops, num_thoughts):  # fewer tho
     tokens = torch.cat([image, image_a, image, image_b, text, cells, goal, image, answer, end], 1)
     positions = torch.tensor(sorted([*range(NUM_POSITIONS)] + [START_POSITION] * num_thoughts))
     hops = (positions == START_POSITION).int()  # start and thoughts share 21: all hops look alike
-    hops[START_POSITION + num_thoughts] = num_hops - num_thoughts  # the rest, up to the goal
+    hops[START_POSITION + num_thoughts] = num_hops - num_thoughts  # all hops left to the goal
     return tokens, positions, hops  # the three rows above: (num_tasks, N), (N,), (N,)
 
 # --- Net. To hop from cell 4, token 4 queries cell 4 of A and gets 7. The next hop queries cell 7.
@@ -106,8 +106,8 @@ axes["S"].pcolormesh(range(1, 6), range(5), accuracy, cmap="Blues", vmax=2)  # 1
 axes["S"].set(xlabel="hops from the start to the goal", ylabel="thoughts allowed",
               title="Accuracy: extra hops need thoughts\n(best guess without them: 1 of 7 cells)")
 
-wrong = path[:, [0, *range(3, 9)]]  # we give path[3], a wrong first thought
-right, *rows = make_sequences(wrong, image_a, image_b, 5, 4)  # goes on to path[7] by the map
+wrong = path[:, [0, *range(3, 9)]]  # skips two cells: path[3] is a wrong first thought
+right, *rows = make_sequences(wrong, image_a, image_b, 5, 4)  # from it, five hops end at path[7]
 written = generate(net, right[:, :START_POSITION + 2], *rows)
 follows = (written == right).all(1).float().mean()
 outputs["first one is ours"] = written[1]
