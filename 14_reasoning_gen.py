@@ -107,7 +107,7 @@ axes["S"].set(xlabel="hops from the start to the goal", ylabel="thoughts allowed
               title="Accuracy: extra hops need thoughts\n(best guess without them: 1 of 7 cells)")
 
 wrong = path[:, [0, *range(3, 9)]]  # skips two cells: path[3] is a wrong first thought
-right, *rows = make_sequences(wrong, image_a, image_b, 5, 4)  # from it, five hops end at path[7]
+right, *rows = make_sequences(wrong, image_a, image_b, 5, 4)  # the goal is wrong[5], or path[7]
 written = generate(net, right[:, :START_POSITION + 2], *rows)
 follows = (written == right).all(1).float().mean()
 outputs["first one is ours"] = written[1]
