@@ -53,8 +53,7 @@ def update_codebook(codebook, z, restart, decay=0.9):
         moved[k] = decay * codebook[k] + (1 - decay) * z[tokens == k].mean(0)
     return moved
 
-# --- Finite scalar quantization (FSQ) learns no codebook. It rounds each number of z to one of a
-# few levels. So the entries are a grid, and the grid covers all possible z.
+# --- Finite scalar quantization (FSQ) rounds each number of z. So its entries are a fixed grid.
 def fsq(z, levels):
     """Round z (B, dim) to the nearest of `levels` evenly spaced numbers from -1 to 1."""
     half = (levels - 1) / 2
@@ -103,6 +102,7 @@ fig, axes = plt.subplots(2, 5, figsize=(10, 5.2), layout="constrained")
 fig.suptitle("A codebook that starts far from all z collapses, or needs restarts. FSQ is fixed.")
 
 def draw_image(ax, patches, title):  # from patches (1600, 16)
+    ax.clear()
     image = nn.functional.fold(patches.T, (160, 160), 4, stride=4)[0]
     ax.imshow(image, "gray", vmin=-0.5, vmax=0.5)
     ax.plot(4 * 32 + 1.5, 4 * 18 + 1.5, "C1s", ms=4, mfc="none")  # around patch 752 = 40 * 18 + 32

@@ -180,7 +180,7 @@ def test_slider_leads_from_collapse_to_use_and_back(ns):
     ns.start.set_val(0)
     assert int(re.search(r"\n(\d+) of 49", state()[0])[1]) > 30 and state()[2] == to_hex("C0")
     ns.start.set_val(2)
-    assert state() == before and others == [ax.get_title() for ax in ns.axes[:, 2:].flat]
+    assert state() == before and others == [ax.get_title() for ax in ns.axes[:, 2:].flat] and len(ns.axes[1, 1].images) == 1
 
 
 @pytest.mark.slow
