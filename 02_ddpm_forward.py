@@ -4,8 +4,8 @@
 # ///
 """02 DDPM forward process: turn data into noise step by step, or in one draw by the closed form.
 
-DDPM turns data into noise in T small Gaussian steps. A net learns to predict their noise, so that
-we can undo them (lesson 04). Training never runs these steps, because t of them together equal one
+DDPM turns data into noise in T small Gaussian steps. A net learns to predict the noise, so that we
+can undo the steps (lesson 04). Training never runs them, because t of them together equal a single
 Gaussian draw. We run them once to check this.
 RUN    python 02_ddpm_forward.py          (5 seconds; the slider sets T)
 BREAK  python 02_ddpm_forward.py --T 50   (C2 fails, because 50 steps leave most of the data)
@@ -43,7 +43,7 @@ def linear_schedule(T):
     beta = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, T)])[:, None]
     return beta, (1 - beta).cumprod(0)
 
-def simulate_chain(x, beta):  # noises data x, (n, 2), step by step: x_0, ..., x_T, (T + 1, n, 2)
+def simulate_chain(x, beta):  # from data x, (n, 2), to x_0, ..., x_T, (T + 1, n, 2)
     path = [x]
     for beta_t in beta[1:]:
         path.append((1 - beta_t).sqrt() * path[-1] + beta_t.sqrt() * torch.randn_like(x))
@@ -109,7 +109,7 @@ xt, st, eps = training_batch(a, s, 50_000)
 lowest = nn.functional.mse_loss(best_eps(xt, st), eps)
 ratio = nn.functional.mse_loss(net(torch.hstack([xt, st])), eps) / lowest
 
-MAX_KS = 0.041  # by chance, P(KS > e) <= 2 exp(-2 n e^2), 1e-7 for n = 5000 (DKW inequality)
+MAX_KS = 0.041  # by chance, P(KS > e) <= 2 exp(-2 n e^2), 1e-7 for this e (DKW inequality, n = 5000)
 MAX_A = 0.06  # for the correlation of x and x_T, which is a_T: 4 standard errors, 4 / sqrt(5000)
 fig, axes = plt.subplot_mosaic("0123;4444;5555", figsize=(11.5, 6), height_ratios=[18, 7, 1],
                                layout="constrained")

@@ -67,7 +67,7 @@ C = BETA / (ALPHA.sqrt() * NOISE)  # (T + 1,), 0.006 to 0.02 (C[0] is 0 / 0, but
 #     KL_t = |difference of the means|^2 / (2 beta_t) + constant
 #          = w_t * |eps - eps_hat|^2 + constant    where w_t = c_t^2 / (2 beta_t)              (12)
 # The last term has this form, too. As abar_1 = alpha_1, (10) with t = 1 and the true eps is x_0. So
-# -log p(x_0 | x_1) = |x_0 - mean|^2 / (2 beta_1) + constant is w_1 * |eps - eps_hat|^2 + constant.
+# -log p(x_0 | x_1) = |x_0 - mean|^2 / (2 beta_1) + constant = w_1 * |eps - eps_hat|^2 + constant.
 WEIGHT = C[1:] ** 2 / (2 * BETA[1:])  # (T,), w_t for t = 1, ..., T
 
 # --- So ELBO = constant - sum over t of w_t * E|eps - eps_hat|^2. To train on it, we draw t with
@@ -102,9 +102,9 @@ class Net(nn.Sequential):  # x_t, (B, 2), and t, (B, 1), to eps_hat, (B, 2)
         return output if self.predict == "eps" else (x_t / ALPHA[t].sqrt() - output) / C[t]
 
 # --- The constant is the same for all nets, so we compare with a model whose ELBO we know. If
-# eps_hat is sqrt(1 - abar_t) x_t, (10) is sqrt(alpha_t) x_t, so p steps back as q steps on. This
-# keeps the density of N(0, I), here N: p(x_{t-1} | x_t) N(x_t) = q(x_t | x_{t-1}) N(x_{t-1}). The
-# product over all t is p(x_0, ..., x_T) = N(x_0) q(x_1, ..., x_T | x_0). So the ELBO is log N(x_0).
+# eps_hat is sqrt(1 - abar_t) x_t, (10) is sqrt(alpha_t) x_t, so p steps back as q steps forward.
+# This keeps N(0, I), here N: p(x_{t-1} | x_t) N(x_t) = q(x_t | x_{t-1}) N(x_{t-1}). The product
+# over all t is p(x_0, ..., x_T) = N(x_0) q(x_1, ..., x_T | x_0). So the ELBO is log N(x_0).
 def elbo_gain(net, x_0):  # data (n * T, D); returns the nats gained at t = 1, ..., T, (T,)
     t = 1 + torch.arange(len(x_0))[:, None] % T  # (n * T, 1), n times 1 to T
     eps = torch.randn_like(x_0)

@@ -4,9 +4,9 @@
 # ///
 """05 Conditional flow matching: learn the mean velocity of random lines from noise to data.
 
-Move noise with the mean velocity of the lines through each point, and it becomes data.
+At each point, take the mean velocity of all lines through it. Noise that moves so becomes data.
 RUN    python 05_cfm.py             (5 seconds; the slider sets the time t)
-BREAK  python 05_cfm.py --target x  (C3 fails: noise that follows a position misses the data)
+BREAK  python 05_cfm.py --target x  (C3 fails: x is a place, not a velocity, so noise misses data)
 PAPER  arXiv 2210.02747, equations 8 (mean), 9 (loss), and 26 (continuity), by Lipman et al."""
 import argparse, signal
 import matplotlib.pyplot as plt

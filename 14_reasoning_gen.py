@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt, widgets
 from torch import nn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-parser.add_argument("--thoughts", type=int, choices=range(5), default=4, help="for C1 (4)")
+parser.add_argument("--thoughts", type=int, choices=range(5), default=4, help="that C1 allows (4)")
 parser.add_argument("--iters", type=int, default=1000, help="of training (default: %(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
