@@ -109,7 +109,7 @@ xt, st, eps = training_batch(a, s, 50_000)
 lowest = nn.functional.mse_loss(best_eps(xt, st), eps)
 ratio = nn.functional.mse_loss(net(torch.hstack([xt, st])), eps) / lowest
 
-MAX_KS = 0.041  # by chance, P(KS > e) <= 2 exp(-2 n e^2), 1e-7 for this e (DKW inequality, n = 5000)
+MAX_KS = 0.041  # by chance, P(KS > e) <= 2 exp(-2 n e^2), here 1e-7 (DKW inequality, n = 5000)
 MAX_A = 0.06  # for the correlation of x and x_T, which is a_T: 4 standard errors, 4 / sqrt(5000)
 fig, axes = plt.subplot_mosaic("0123;4444;5555", figsize=(11.5, 6), height_ratios=[18, 7, 1],
                                layout="constrained")
