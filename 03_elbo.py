@@ -5,11 +5,10 @@
 """03 From the ELBO to L_simple: how a bound on the likelihood becomes a regression loss.
 
 DDPM's likelihood can't be computed, but its lower bound can: a constant minus squared errors.
-RUN    python 03_elbo.py                 (6 seconds; the slider adds an error to each step's mean)
+RUN    python 03_elbo.py                 (6 seconds; the slider adds errors to each step's mean)
 BREAK  python 03_elbo.py --predict mean  (C1 fails, because small errors of the mean cost a lot)
 PAPER  arXiv 2006.11239, sections 2 and 3 (DDPM, by Ho et al.). We use its equation numbers."""
-import argparse
-import signal
+import argparse, signal
 import matplotlib.pyplot as plt
 import torch
 from torch import nn
@@ -43,22 +42,23 @@ ABAR = ALPHA.cumprod(0)  # the paper's alpha-bar
 NOISE = (1 - ABAR).sqrt()  # (T + 1,), how much eps there is in x_t
 
 # --- The model p draws x_T from N(0, I), and takes Gaussian steps p(x_{t-1} | x_t) back to x_0.
-# Its likelihood is an integral over x_1, ..., x_T, or equally an expectation under q:
+# Its likelihood is an integral over x_1, ..., x_T, which is also an expectation under q:
 #     p(x_0) = E_q[p(x_0, ..., x_T) / q(x_1, ..., x_T | x_0)]
 # By Jensen's inequality, the log of a mean is at least the mean of the log:
 #     log p(x_0) >= E_q[log p(x_0, ..., x_T) - log q(x_1, ..., x_T | x_0)] = ELBO
-# The chain rule of probability writes q as steps back, too. (Given x_t, later x add nothing to it.)
+# The chain rule of probability factors both from the end. (q is Markov: given x_t, forget later x.)
 #     p =    p(x_T)        p(x_{T-1} | x_T)       ...  p(x_1 | x_2)       p(x_0 | x_1)
 #     q =    q(x_T | x_0)  q(x_{T-1} | x_T, x_0)  ...  q(x_1 | x_2, x_0)
-# Column by column, the mean of log q - log p is a KL divergence, KL_t for the steps from x_t (5):
+# In a column with both, the mean of log q - log p is a mean KL, KL_t for the step from x_t (5):
 #     ELBO = nearly 0      - KL_T                 ...  - KL_2             + E_q[log p(x_0 | x_1)]
 
 # --- The true step. By Bayes' rule, q(x_{t-1} | x_t, x_0) is proportional to q(x_t | x_{t-1}) times
-# q(x_{t-1} | x_0). Both are Gaussians in x_{t-1}. By (2), and by (4) at t - 1 and t, they have
+# q(x_{t-1} | x_0). Both are Gaussians in x_{t-1}. By (2), the first one has the mean and variance
 #     m  = x_t / sqrt(alpha_t)                            v  = beta_t / alpha_t
+# By (4) at t - 1, with x_0 from (4) at t, and with abar_t = alpha_t abar_{t-1}, the second one has
 #     m' = (x_t - sqrt(1 - abar_t) eps) / sqrt(alpha_t)   v' = 1 - abar_{t-1}
-# Their product is a Gaussian with the mean (m / v + m' / v') / (1 / v + 1 / v')
-#     = m - (m - m') * v / (v + v')        (Insert m, m', v, and v + v' = (1 - abar_t) / alpha_t.)
+# The product of two Gaussians is a Gaussian with the mean (m / v + m' / v') / (1 / v + 1 / v')
+#     = m - (m - m') * v / (v + v')        (Here, v + v' = (1 - abar_t) / alpha_t.)
 #     = x_t / sqrt(alpha_t) - c_t * eps    where c_t = beta_t / sqrt(alpha_t (1 - abar_t))     (10)
 C = BETA / (ALPHA.sqrt() * NOISE)  # (T + 1,), 0.006 to 0.02 (C[0] is 0 / 0, but never used)
 
@@ -66,13 +66,13 @@ C = BETA / (ALPHA.sqrt() * NOISE)  # (T + 1,), 0.006 to 0.02 (C[0] is 0 / 0, but
 # the larger of the paper's two choices (lesson 04 compares them). As both variances are fixed,
 #     KL_t = |difference of the means|^2 / (2 beta_t) + constant
 #          = w_t * |eps - eps_hat|^2 + constant    where w_t = c_t^2 / (2 beta_t)              (12)
-# The last term has this form, too. As abar_1 = alpha_1, (10) with t = 1 and the true eps is x_0. So
+# The last term has this form, too: as abar_1 = alpha_1, (10) at t = 1 is x_0, with the true eps. So
 # -log p(x_0 | x_1) = |x_0 - mean|^2 / (2 beta_1) + constant = w_1 * |eps - eps_hat|^2 + constant.
 WEIGHT = C[1:] ** 2 / (2 * BETA[1:])  # (T,), w_t for t = 1, ..., T
 
 # --- So ELBO = constant - sum over t of w_t * E|eps - eps_hat|^2. To train on it, we draw t with
-# probability w_t / sum(w). L_simple (14) draws all t equally, so small t count less. There, w_t is
-# largest, though x_t is hardly noisy. Its ELBO is lower, but its images are better (table 1).
+# probability w_t / sum(w). L_simple (14) draws all t equally, so it gives less weight to small t,
+# where x_t is hardly noisy. Its ELBO is lower, but its images are better (table 1).
 def squared_error(net, x_0, eps, t):  # for data x_0 and noise eps, (B, D), and t, (B, 1)
     x_t = ABAR[t].sqrt() * x_0 + NOISE[t] * eps  # (B, D), equation 4
     return (eps - net(x_t, t)).square().sum(1)  # (B,)
@@ -90,8 +90,9 @@ def train(net, weight, iters, batch_size=512, lr=0.04):
             print(f"iteration {i} of {iters}: loss {loss:.4f}")
     return net.requires_grad_(False)  # trained
 
-# --- Why eps? A net could output the mean instead, and (10) gives eps_hat. But dividing by c_t
-# multiplies its error by 50 to 160, at each of 1000 steps. Our small net is not that accurate.
+# --- Why eps? A net could output the mean instead, and (10) gives eps_hat. But the mean is nearly
+# x_t, and only a part of size c_t, about 1%, depends on eps. So the division by c_t multiplies the
+# net's error by 50 to 160, at each of 1000 steps. Our small net is not that accurate.
 class Net(nn.Sequential):  # x_t, (B, 2), and t, (B, 1), to eps_hat, (B, 2)
     def __init__(self, predict, width=64):
         super().__init__(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
@@ -101,10 +102,9 @@ class Net(nn.Sequential):  # x_t, (B, 2), and t, (B, 1), to eps_hat, (B, 2)
         output = super().forward(torch.hstack([x_t, NOISE[t]]))
         return output if self.predict == "eps" else (x_t / ALPHA[t].sqrt() - output) / C[t]
 
-# --- The constant is the same for all nets, so we compare with a model whose ELBO we know. If
-# eps_hat is sqrt(1 - abar_t) x_t, (10) is sqrt(alpha_t) x_t, so p steps back as q steps forward.
-# This keeps N(0, I), here N: p(x_{t-1} | x_t) N(x_t) = q(x_t | x_{t-1}) N(x_{t-1}). The product
-# over all t is p(x_0, ..., x_T) = N(x_0) q(x_1, ..., x_T | x_0). So the ELBO is log N(x_0).
+# --- To get rid of the constant, we compare with a model whose ELBO we know. If we guess eps to be
+# sqrt(1 - abar_t) x_t, (10) is sqrt(alpha_t) x_t, so p steps back as q steps forward. Then N(0, I)
+# stays N(0, I), and p(x_0, ..., x_T) = N(x_0) q(x_1, ..., x_T | x_0). So its ELBO is log N(x_0).
 def elbo_gain(net, x_0):  # data (n * T, D); returns the nats gained at t = 1, ..., T, (T,)
     t = 1 + torch.arange(len(x_0))[:, None] % T  # (n * T, 1), n times 1 to T
     eps = torch.randn_like(x_0)
@@ -114,37 +114,37 @@ def elbo_gain(net, x_0):  # data (n * T, D); returns the nats gained at t = 1, .
 
 fig, (top, low) = plt.subplots(2, figsize=(10, 7.5), layout="constrained")
 steps = range(1, T + 1)
-top.loglog(steps, WEIGHT / WEIGHT.mean(), steps, [1] * T, "C0--")
-top.text(20, 8, "solid: the ELBO, $w_t$ divided by its mean\ndashed: L_simple drops the weights")
-top.set(title="The ELBO weighs errors most at small t", ylabel="weight of |eps - eps_hat|^2")
+top.loglog(steps, WEIGHT / WEIGHT.mean(), "C0", label="ELBO: $w_t$, divided by its mean")
+top.loglog(steps, torch.ones(T), "C1--", label="L_simple: no weights")
+top.set(title="The ELBO weighs errors most at small t", ylabel="weight of |eps - eps_hat|$^2$")
+top.legend()
 gains = []
 for target, loss in [(args.predict, "L_simple"), (args.predict, "ELBO"), ("mean", "ELBO")]:
-    torch.manual_seed(args.seed)  # the same start and noise for every net
+    torch.manual_seed(args.seed)  # the same start for every net
     net = train(Net(target), WEIGHT if loss == "ELBO" else torch.ones(T), args.iters)
-    gains.append(elbo_gain(net, two_moons(200 * T)))
-    style, side = ("-", "bottom") if loss == "ELBO" else ("--", "top")
-    low.semilogx(steps, gains[-1], style, label=f"predicts {target}, loss {loss}")
-    low.text(1.5 * T, 0, "", va=side)
-low.axhline(c="k")
-low.axhline(1.26, c="0.5", ls=":")  # mean of log p_data - log N, which no model can exceed
-low.text(1.5 * T, 1.26, "best possible: 1.26")
-low.set(title="The net that predicts the mean ends below N(0, I), the black line", ylim=(-3, 1.5))
-low.set(xlabel="t (90% of steps are beyond 100)\n\n", ylabel="nats gained up to t")
-def draw(error):  # added to both coordinates of a mean, it costs error^2 / beta_t nats, by (12)
-    for curve, label, gain in zip(low.lines, low.texts, gains):
+    gains.append((f"predicts {target}, loss {loss}", elbo_gain(net, two_moons(200 * T))))
+def draw(error):  # of this std in both coordinates of a mean: costs error^2 / beta_t nats, by (12)
+    low.clear()
+    low.axhline(1.26, color="0.5", ls=":", label="best possible: 1.26")  # E[log p_data - log N]
+    low.axhline(0, color="k", label="N(0, I): 0 (red: ends below)")
+    for (label, gain), color, style in zip(gains, ["C1", "C0", "C0"], ["--", "-", "-"]):
         nats = (gain - error**2 / BETA[1:]).cumsum(0)  # (T,)
-        curve.set(ydata=nats, color="tab:blue" if nats[-1] > 0 else "tab:red")
-        label.set(text=f"{curve.get_label()}: {nats[-1]:.2f}", y=max(nats[-1], -2.7))
-slider = plt.Slider(plt.axes([0.4, 0, 0.4, 0.04]), "error added to each mean", 0, 0.003, valinit=0)
+        color = color if nats[-1] > 0 else "C3"
+        low.semilogx(steps, nats, color + style, label=f"{label}: {nats[-1]:.2f}")
+    low.set(title="The net that predicts the mean ends below N(0, I), the black line",
+            xlabel="t (90% are beyond 100)\n\n", ylabel="nats gained up to t", ylim=[-3, 1.5])
+    low.legend(loc="lower left")
+slider = plt.Slider(plt.axes([0.4, 0, 0.4, 0.04]), "random error of each mean", 0, 0.003, valinit=0)
 slider.on_changed(draw)
 draw(0)
 fig.savefig("03_elbo.png", dpi=120)
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
-claim("C1", f"Predicting {args.predict} beats N(0, I). Nats gained", gains[0].sum(), ">", 0)
-claim("C2", "Training with the weights gains more", gains[1].sum(), ">", gains[0].sum())
-claim("C3", "Predicting the mean falls below N(0, I)", gains[2].sum(), "<", 0)
+simple, weighted, mean = [gain.sum() for _, gain in gains]
+claim("C1", f"Predicting {args.predict} beats N(0, I). Nats gained", simple, ">", 0)
+claim("C2", "Training with the weights gains more", weighted, ">", simple)
+claim("C3", "Predicting the mean falls below N(0, I)", mean, "<", 0)
 print("figure: 03_elbo.png")
 if plt.get_backend().lower() != "agg":  # there is no window to show without a display
     plt.show()

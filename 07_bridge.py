@@ -6,9 +6,9 @@
 
 Both mix data x and noise eps, xt = a x + s eps. DDPM's path is variance-preserving (VP), with
 a^2 + s^2 = 1. Flow matching's path is linear, with a + s = 1. Division by r = sqrt(a^2 + s^2)
-leads from the linear path to the VP path. So a net that is trained for DDPM serves both.
+leads from the linear path to the VP path. So one net, trained for DDPM, serves both.
 RUN    python 07_bridge.py             (5 seconds; the slider turns the division off)
-BREAK  python 07_bridge.py --power 0   (C1 and C2 fail, because the net's input is not divided)
+BREAK  python 07_bridge.py --power 0   (C1 and C3 fail, because the net's input is not divided)
 PAPER  arXiv 2010.02502 (DDIM), equations 12 and 16, by Song, Meng, and Ermon"""
 import argparse, signal
 import matplotlib.pyplot as plt
@@ -36,8 +36,7 @@ def two_moons(n):
     """Return n samples of p_data, of shape (n, 2)."""
     return CENTERS[torch.randint(64, (n,))] + STD * torch.randn(n, 2)
 
-# --- The bridge. xt / r mixes the same x and eps, with the weights a / r and s / r. Their squares
-# add up to 1, so xt / r is on the VP path. For example, a = s = 0.5 becomes a = s = 0.707.
+# --- The bridge. xt / r mixes x and eps by a / r and s / r. As their squares add up to 1, it is VP.
 def make_predictor(net, power=1):
     """Return a predict(xt, a, s) for eps_hat, (B, D). net sees (B, D + 2), divided by r**power."""
     def predict(xt, a, s):  # xt is (B, D), a and s are numbers or (B, 1)
@@ -69,70 +68,70 @@ for i in range(args.iters):
 # DDPM replaces a part of eps_hat by fresh noise. In its forward chain (lesson 02), xt is xt2 times
 # a / a2, plus independent noise. So the noise in xt is s * eps = (a / a2) * s2 * eps2 + new noise.
 # Both eps are standard normal, so rho = (a / a2) * s2 / s is their correlation. Given eps, eps2 has
-# the mean rho * eps and the variance 1 - rho^2. So DDPM (eta = 1) keeps rho * s2 of eps_hat.
+# the mean rho * eps and the variance 1 - rho^2. So DDPM keeps rho * s2 of eps_hat, and adds noise.
 @torch.no_grad()
 def sample(predict, xt, levels, eta=0):
-    """Denoise xt, of any shape, through n levels (a, s), by DDIM (eta=0) or DDPM (eta=1)."""
+    """Denoise xt through n levels (a, s), by DDIM (eta=0) or DDPM (eta=1). Return all n points."""
+    path = [xt]
     for (a, s), (a2, s2) in zip(levels, levels[1:]):
         eps_hat = predict(xt, a, s)
         x_hat = (xt - s * eps_hat) / a
-        rho = (a / a2) * s2 / s
+        rho = a / a2 * s2 / s
         sigma = eta * s2 * (1 - rho**2) ** 0.5  # std of the fresh noise (equation 16)
-        kept = (s2**2 - sigma**2) ** 0.5  # so that the variances add up to s2^2
+        kept = (s2**2 - sigma**2) ** 0.5  # s2 in DDIM, rho * s2 in DDPM
         xt = a2 * x_hat + kept * eps_hat + sigma * torch.randn_like(xt)  # equation 12
-    return xt
+        path.append(xt)
+    return torch.stack(path)  # (n, ...)
 
 # --- Flow matching's path is xt = t * x + (1 - t) * eps. So v = dxt/dt = x - eps = (xt - eps) / t.
-# Its sampler follows v_hat, the mean of v, given xt. This is enough (lesson 05): how many points
-# flow across a border depends only on their mean velocity. So noise that follows it ends as data.
-# Since xt = t * x_hat + (1 - t) * eps_hat, Euler's step is DDIM's:
-#     xt2 = xt + (t2 - t) * (x_hat - eps_hat) = t2 * x_hat + (1 - t2) * eps_hat
+# Its sampler follows v_hat, the mean of v, given xt. The mean is enough, as it decides how many
+# points cross any border (lesson 05). As xt = t * x_hat + (1 - t) * eps_hat, Euler's step is:
+#     xt2 = xt + (t2 - t) * (x_hat - eps_hat) = t2 * x_hat + (1 - t2) * eps_hat, as in DDIM
 @torch.no_grad()
 def sample_flow(predict, xt, times):
-    """Move noise xt, of any shape, along the linear path by Euler's method, through times, (n,)."""
+    """Move noise xt along the linear path by Euler's method, through n times. Return all points."""
+    path = [xt]
     for t, t2 in zip(times, times[1:]):
         v_hat = (xt - predict(xt, t, 1 - t)) / t
         xt = xt + (t2 - t) * v_hat
-    return xt
+        path.append(xt)
+    return torch.stack(path)  # (n, ...)
 
 t = torch.linspace(0.05, 1, 31)  # not from 0, because a step divides by t
 linear = torch.stack([t, 1 - t], 1)  # (31, 2)
 r = linear.norm(dim=1, keepdim=True)  # (31, 1)
 vp = linear / r
 
-# At each level, flow's a and s are r times DDIM's. If its xt is, too, any net sees the same inputs
-# in both. So eps_hat and x_hat agree, and the next xt is r times DDIM's again. At the end, r is 1.
-noise = torch.cat([torch.full((1, 2), 2), torch.randn(299, 2)])  # the figure follows (2, 2)
+# If flow's xt is r times DDIM's, any net sees the same input in both, after division by r. So x_hat
+# and eps_hat agree, and flow's next xt is r2 times DDIM's, where r2 is the next r (1 at the end):
+#     t2 * x_hat + (1 - t2) * eps_hat = r2 * (a2 * x_hat + s2 * eps_hat)
+noise = torch.cat([torch.full((1, 2), 2.0), torch.randn(299, 2)])  # the figure follows (2, 2)
 predict_flow = make_predictor(net, args.power)
-ddim = sample(predict, noise, vp)
-flow = sample_flow(predict_flow, r[0] * noise, t)
-gap = (ddim - flow).norm(dim=1).mean()
+ddim = sample(predict, noise, vp)  # (31, 300, 2)
+gap = (ddim - sample_flow(predict_flow, r[0] * noise, t))[-1].norm(dim=1).mean()
+distance = torch.cdist(sample(predict, noise, vp, eta=1)[-1], CENTERS).amin(1).mean()
 
 # --- The score is grad log p(xt). Let N be the density of xt, given x: mean a * x, variance s^2.
-#     p(xt)      = E[N]                               (the mean of N over the data x)
-#     grad p(xt) = E[-(xt - a * x) / s^2 * N] = E[-eps / s * N]
-#     score      = grad p(xt) / p(xt) = E[-eps / s * N] / E[N] = -eps_hat / s        (Bayes' rule)
+#     p(xt) = E[N] over all data x, and grad p(xt) = E[-(xt - a * x) / s^2 * N] = E[-eps / s * N]
+#     score = grad p(xt) / p(xt) = E[-eps / s * N] / E[N] = -eps_hat / s, by Bayes' rule
 halfway = (0.5 * two_moons(300) + 0.5 * noise).requires_grad_()  # (300, 2), on the linear path
 score = -predict_flow(halfway, 0.5, 0.5) / 0.5
 var = (0.5 * STD) ** 2 + 0.5**2  # of each of the 64 Gaussians, whose average is the density
-distance = torch.cdist(halfway, 0.5 * CENTERS)  # (300, 64), to their means
-log_p = (-0.5 / var * distance**2).logsumexp(1)  # (300,), plus a constant
+log_p = (-torch.cdist(halfway, 0.5 * CENTERS) ** 2 / (2 * var)).logsumexp(1)  # plus a constant
 exact = torch.autograd.grad(log_p.sum(), halfway)[0]  # (300, 2), grad log p
-error = (score - exact).norm() / exact.norm()
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(12, 5.8), layout="constrained")
-there_and_back = torch.arange(31) % 2  # 0, 1, 0, ...: from the origin to a point, and back
-left.plot(*(vp.T * there_and_back), "0.75", *vp.T, "C0o-", *linear.T, "C1o-")
 left.set(xlabel="a, the weight of the data\n\n", ylabel="s, the weight of the noise", aspect=1)
 left.set_title("Dividing by $r=\\sqrt{a^2+s^2}$ leads from\nflow matching (orange) to DDPM (blue)")
-ddim_path = torch.stack([sample(predict, noise, vp[:n]) for n in range(1, 32)])  # (31, 300, 2)
+left.plot(*torch.stack([0 * vp, vp]).permute(2, 0, 1).numpy(), "0.75")  # a ray to each point
+left.plot(*vp.T, "C0o-", *linear.T, "C1o-")
 def draw(power):
-    predict_flow = make_predictor(net, power)
-    moved = torch.stack([sample_flow(predict_flow, r[0] * noise, t[:n]) for n in range(1, 32)])
+    flow = sample_flow(make_predictor(net, power), r[0] * noise, t)
     right.clear()
-    right.plot(*x.T, ".", *(ddim_path[:, 0].T * there_and_back), color="0.8")  # x: data
-    right.plot(*ddim_path[-1].T, "C0o", *moved[-1].T, "C1.", ms=5)  # the ends of all 300
-    right.plot(*ddim_path[:, 0].T, "C0o-", *moved[:, 0].T, "C1o-", ms=4)  # the path of the first
+    right.plot(*x.T, ".", color="0.8")  # x: data
+    right.plot(*torch.stack([ddim, flow])[:, :, 0].permute(2, 0, 1).numpy(), "0.75")  # joins levels
+    right.plot(*ddim[-1].T, "C0o", *flow[-1].T, "C1.")  # the ends of all 300
+    right.plot(*ddim[:, 0].T, "C0.-", *flow[:, 0].T, "C1.-")  # the paths from (2, 2)
     right.set(xlim=(-2.9, 2.9), ylim=(-2.3, 2.3), aspect=1, xlabel="curves: one sample's path")
     right.set_title("One net: flow (orange) ends where\nDDIM (blue) does, if we divide by r")
 draw(args.power)
@@ -144,7 +143,8 @@ def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
 claim("C1", "Euler on the linear path ends where DDIM on the VP path does. Gap", gap, "<", 0.001)
-claim("C2", "The score is -eps_hat / s. Relative error", error, "<", 0.1)
+claim("C2", "DDPM (eta = 1) ends on the moons. Distance to a center", distance, "<", 2 * STD)
+claim("C3", "The score is -eps_hat / s. Error", (score - exact).norm() / exact.norm(), "<", 0.1)
 print("figure: 07_bridge.png")
 if plt.get_backend().lower() != "agg":  # there is no window to show without a display
     plt.show()

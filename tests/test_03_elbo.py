@@ -134,11 +134,11 @@ def on_grids(*errors):
 
 def test_gains_of_the_run_are_those_on_grids(ns, nets, summed):
     exact = summed(None)
-    for name, gain in zip(("eps", "weighted", "mean"), ns.gains):
+    for name, (_, gain) in zip(("eps", "weighted", "mean"), ns.gains):
         sums = (W * (2 * ABAR - exact - summed(nets[name]))).cumsum()[1:]
         assert np.abs(gain.cumsum(0).numpy() - sums).max() < 0.15, name  # four standard deviations
     best = math.log(2 * math.pi) + 1 - moons.entropy()
-    assert abs(best - ns.low.lines[4].get_ydata()[0]) < 0.005 and ns.low.texts[3].get_text() == f"best possible: {best:.2f}" and 0.01 < best - on_grids(exact) < 0.02
+    assert abs(best - ns.low.lines[0].get_ydata()[0]) < 0.005 and ns.low.lines[0].get_label() == f"best possible: {best:.2f}" and 0.01 < best - on_grids(exact) < 0.02
 
 def test_predicting_x0_loses_nats_in_the_first_steps_only(ns, nets, summed):
     """Nats lost to the exact answer: about 8, of which three quarters at t = 1 to 5."""
@@ -185,48 +185,51 @@ def test_claims_figure_and_page(run):
     page_agrees(NAME, run)
 
 def shown(ns):
-    """Lower chart: target and loss of each net, nats, dashed or solid, red or blue. Each curve's end is labeled with all its nats,
-    L_simple's below and the others' above the end, so that close ones don't touch, and no label leaves the chart."""
-    for line, label in zip(ns.low.lines[:3], ns.low.texts):
-        nats, (x, y) = line.get_ydata()[-1], label.get_position()
-        assert np.array_equal(line.get_xdata(), np.arange(1, 1001)) and label.get_text() == f"{line.get_label()}: {nats:.2f}"
-        assert x > ns.low.get_xlim()[1] and abs(y - (nats if nats > -2.7 else -2.7)) < 1e-4 and label.get_va() == ("top" if "simple" in line.get_label() else "bottom")
-    return [(line.get_label(), np.asarray(line.get_ydata()), line.get_linestyle(), "red" if same_color(line.get_color(), "tab:red") else "blue")
-            for line in ns.low.lines[:3]]
+    """Lower chart: label of each net, nats, dashed or solid, color. The legend shows all five labels, and the nats at the end of each curve."""
+    assert [text.get_text() for text in ns.low.get_legend().get_texts()] == [line.get_label() for line in ns.low.lines] and len(ns.low.lines) == 5
+    assert ns.low.lines[1].get_label() == "N(0, I): 0 (red: ends below)" and set(ns.low.lines[1].get_ydata()) == {0}
+    found = []
+    for line in ns.low.lines[2:]:
+        label, nats = line.get_label().rsplit(": ", 1)
+        assert np.array_equal(line.get_xdata(), np.arange(1, 1001)) and nats == f"{line.get_ydata()[-1]:.2f}"
+        color = next(name for name, c in (("red", "C3"), ("blue", "C0"), ("orange", "C1")) if same_color(line.get_color(), c))
+        found.append((label, np.asarray(line.get_ydata()), line.get_linestyle(), color))
+    return found
 
 def test_claims_and_charts_show_the_gains(run, ns):
-    eps, weighted, mean = gains = np.stack(ns.gains).astype(float)
+    eps, weighted, mean = gains = np.stack([gain for _, gain in ns.gains]).astype(float)
     for name, pair in {"C1": (eps.sum(), 0), "C2": (weighted.sum(), eps.sum()), "C3": (mean.sum(), 0)}.items():
         assert np.abs(np.subtract(run.numbers()[name], pair)).max() < 1e-3
-    kinds = [("eps", "L_simple", "--", "blue"), ("eps", "ELBO", "-", "blue"), ("mean", "ELBO", "-", "red")]
+    kinds = [("eps", "L_simple", "--", "orange"), ("eps", "ELBO", "-", "blue"), ("mean", "ELBO", "-", "red")]
     for (target, loss, *look), gain, (label, nats, *found) in zip(kinds, gains, shown(ns)):
         assert label == f"predicts {target}, loss {loss}" and found == look and np.abs(nats - np.cumsum(gain)).max() < 1e-4
-    assert mean.sum() < -0.5 < 0.4 < eps.sum() and len(ns.low.lines) == 5 and set(ns.low.lines[3].get_ydata()) == {0}
+    assert mean.sum() < -0.5 < 0.4 < eps.sum()
     line, flat = ns.top.lines  # as shares of their sum: w_t, and 1 / T for each t
     assert np.array_equal(line.get_xdata(), np.arange(1, 1001)) and np.abs(line.get_ydata() / 1000 / (W[1:] / W.sum()) - 1).max() < 1e-3
-    assert set(flat.get_ydata()) == {1} and (line.get_linestyle(), flat.get_linestyle()) == ("-", "--")
+    assert (np.asarray(flat.get_ydata()) == 1).all() and (line.get_linestyle(), flat.get_linestyle()) == ("-", "--")
+    assert same_color(line.get_color(), "C0") and same_color(flat.get_color(), "C1")  # the colors of both losses, in both charts
     assert [ns.top.get_xscale(), ns.top.get_yscale(), ns.low.get_xscale(), ns.low.get_yscale()] == ["log", "log", "log", "linear"] and np.allclose(ns.top.get_xlim(), ns.low.get_xlim())
 
 def test_the_mean_loses_without_the_weights_too(ns, capsys):
     """So the division is to blame, and not how seldom the weights draw some t. Here, the first steps lose most."""
     net = ns.train(ns.Net("mean"), torch.ones(1000), 700)
     gain = ns.elbo_gain(net, ns.two_moons(200_000))
-    assert -5 < gain.sum() < -0.8 and gain[:10].sum() < -0.3 and -1 < ns.gains[2][:10].sum() < -0.03
+    assert -5 < gain.sum() < -0.8 and gain[:10].sum() < -0.3 and -1 < ns.gains[2][1][:10].sum() < -0.03
 
 def test_slider_takes_nats_from_every_net(ns):
     before = [nats for _, nats, *_ in shown(ns)]
     for error in (0.003, 0.001, 0):
         ns.slider.set_val(error)
-        for old, (_, nats, _, color) in zip(before, shown(ns)):
+        for old, (label, nats, _, color) in zip(before, shown(ns)):
             lost = np.cumsum([2 * error**2 / (2 * beta) for beta in BETA[1:]])
-            assert np.abs(old - nats - lost).max() < 1e-4 and color == ("blue" if old[-1] > lost[-1] else "red")
+            assert np.abs(old - nats - lost).max() < 1e-4 and color == ("red" if old[-1] < lost[-1] else "orange" if "simple" in label else "blue")
     assert (ns.slider.valmin, ns.slider.valmax, ns.slider.valinit) == (0, 0.003, 0)
 
 def test_break(lesson):
     run = lesson(NAME, "--predict", "mean")
     assert run.claims()["C1"] is False and "Predicting mean" in run.text
     assert [(label, color) for label, _, _, color in shown(run.ns)] == [(f"predicts mean, loss {loss}", "red") for loss in ("L_simple", "ELBO", "ELBO")]
-    assert torch.equal(run.ns.gains[1], run.ns.gains[2])
+    assert torch.equal(run.ns.gains[1][1], run.ns.gains[2][1])
 
 def test_same_seed_same_numbers(lesson, first_loss, limits):
     limits(NAME)

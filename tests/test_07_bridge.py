@@ -31,7 +31,9 @@ def pairs(n, seed=0):
 
 def step(pieces, xt, eps_hat, level, level2, eta):
     """One step of `sample` with a net that predicts eps_hat."""
-    return pieces.sample(lambda xt, a, s: eps_hat, xt, [level, level2], eta)
+    start, end = pieces.sample(lambda xt, a, s: eps_hat, xt, [level, level2], eta)
+    assert torch.equal(start, xt)
+    return end
 
 def ddpm(t):
     """DDPM's levels in continuous time, beta = 0.1 + 19.9 u per unit of u = 1 - t."""
@@ -118,18 +120,19 @@ def test_flow_matching_by_euler_is_ddim_and_only_s_over_a_counts(pieces):
     net, noise, t = torch.nn.Linear(4, 2).double(), pairs(50)[1], torch.linspace(0.05, 1, 12, dtype=torch.float64)
     levels = torch.stack([t, 1 - t], 1)
     predict = pieces.make_predictor(net)
-    ends, flow = pieces.sample(predict, noise, levels), noise
+    ends, flow = pieces.sample(predict, noise, levels), [noise]
     for now, then in zip(t, t[1:]):
-        flow = flow + (then - now) * (flow - predict(flow, now, 1 - now)) / now
-    assert (flow - ends).abs().max() < 1e-9 and (flow - noise).abs().max() > 0.1 and not ends.requires_grad
+        flow.append(flow[-1] + (then - now) * (flow[-1] - predict(flow[-1], now, 1 - now)) / now)
+    flow = torch.stack(flow)  # (12, 50, 2)
+    assert (flow - ends).abs().max() < 1e-9 and (flow[-1] - noise).abs().max() > 0.1 and not ends.requires_grad
     assert (pieces.sample_flow(predict, noise, t) - flow).abs().max() < 1e-9
-    assert (pieces.sample_flow(pieces.make_predictor(net, 0), noise, t) - flow).abs().max() > 0.01
+    assert (pieces.sample_flow(pieces.make_predictor(net, 0), noise, t) - flow)[-1].abs().max() > 0.01
     for scale in (levels.norm(dim=1, keepdim=True), torch.linspace(1, 1 / 9, 12, dtype=torch.float64)[:, None]):
-        assert (pieces.sample(predict, noise / scale[0], levels / scale) - ends / scale[-1]).abs().max() < 1e-9
+        assert (pieces.sample(predict, noise / scale[0], levels / scale) - ends / scale[:, None]).abs().max() < 1e-9
     image = torch.randn(3, 2, 5, 4).double()  # a net of images: eps_hat = xt / 2, as by hand
     a, b = (piece(lambda xt, a, s: xt / 2, image, path) for piece, path in ((pieces.sample, levels), (pieces.sample_flow, t)))
     factor = torch.prod(1 + (t[1:] - t[:-1]) / (2 * t[:-1]))
-    assert (a - factor * image).abs().max() < 1e-9 and (b - factor * image).abs().max() < 1e-9
+    assert (a[-1] - factor * image).abs().max() < 1e-9 and (b[-1] - factor * image).abs().max() < 1e-9 and len(a) == len(b) == 12
 
 def test_the_net_answers_alike_along_a_ray_and_only_if_it_divides(pieces):
     xt, see = pairs(6)[1], lambda inputs: inputs
@@ -174,12 +177,12 @@ def test_samples_of_both_paths_are_distributed_like_the_data(ns):
         ends = []
         for start, path in ((noise, levels / r), (r[0] * noise, levels)):
             torch.manual_seed(8)
-            ends.append(ns.sample(ns.predict, start, path, eta))
+            ends.append(ns.sample(ns.predict, start, path, eta)[-1])
         assert low < energy_distance(ends[0], data) < high, (steps, eta)
         assert (ends[0] - ends[1]).abs().max() < 1e-3
 
 def test_claims_figure_and_page(run):
-    assert run.claims() == {"C1": True, "C2": True}
+    assert run.claims() == {"C1": True, "C2": True, "C3": True}
     assert plt.imread(run.folder / f"{NAME}.png")[..., :3].std() > 0.05
     page_agrees(NAME, run)
 
@@ -190,23 +193,27 @@ def test_the_printed_numbers_in_numpy(run, ns):
     assert np.abs(ns.linear.numpy() - levels).max() < 1e-6
     assert np.abs(ns.vp.numpy() - levels / np.hypot(*levels.T)[:, None]).max() < 1e-6
     vp, flow = ns.sample(ns.predict, ns.noise, ns.vp).numpy(), ns.sample_flow(ns.predict, ns.noise * ns.r[0], ns.t).numpy()
-    assert np.abs(ns.flow.numpy() - flow).max() < 1e-5 and np.abs(ns.ddim.numpy() - vp).max() < 1e-5
-    assert abs(run.numbers()["C1"][0] - np.linalg.norm(vp - flow, axis=1).mean()) < 1e-5
+    assert np.abs(ns.ddim.numpy() - vp).max() < 1e-5 and abs(run.numbers()["C1"][0] - np.linalg.norm((vp - flow)[-1], axis=1).mean()) < 1e-5
+    torch.manual_seed(9)
+    ends = ns.sample(ns.predict, torch.randn(5000, 2), ns.vp, 1)[-1].numpy()  # other draws than the run's 300
+    nearest = np.linalg.norm(ends[:, None] - moons.CENTRES, axis=2).min(1).mean()
+    assert abs(run.numbers()["C2"][0] - nearest) < 0.03 and abs(run.numbers()["C2"][1] - 2 * 0.09 / 0.7107) < 1e-4
     assert np.abs(ns.CENTERS[:32].numpy() - moons.CENTRES[:32]).max() < 1e-6 and abs(ns.noise.std() - 1) < 0.1
     xt = ns.halfway.detach().double()
     score = -moons.parts(xt.numpy(), 0.5, 0.5)[2] / 0.5
     assert abs(np.cov(2 * xt.T).trace() / 2 - 2) < 0.3 and np.abs(ns.exact.numpy() - score).max() < 1e-3
     with torch.no_grad():
         learned = -ns.predict(xt.float(), 0.5, 0.5).numpy() / 0.5
-    assert abs(run.numbers()["C2"][0] - np.linalg.norm(learned - score) / np.linalg.norm(score)) < 1e-3
+    assert abs(run.numbers()["C3"][0] - np.linalg.norm(learned - score) / np.linalg.norm(score)) < 1e-3
 
 def test_the_slider_breaks_flow_matching_in_the_figure(ns):
-    """All 300 ends, and the path of the first, on rays. Paths are stepped here in xt / a, which moves by eps times the change of s / a."""
+    """All 300 ends, and the path of the first, joined level by level. Paths are stepped here in xt / a, which moves by eps times the change of s / a."""
     hexes = [plt.matplotlib.colors.to_hex(f"C{k}") for k in (0, 1)]
     for power in (1, 0.5, 0, 1):
         ns.slider.set_val(power)
-        data, rays, *lines = ns.right.lines
-        assert len(lines) == 4 and np.linalg.norm(data.get_xydata()[:, None] - moons.CENTRES, axis=2).min(1).mean() < 0.25
+        data, *rungs = ns.right.lines[:-4]
+        lines = ns.right.lines[-4:]
+        assert len(rungs) == 31 and np.linalg.norm(data.get_xydata()[:, None] - moons.CENTRES, axis=2).min(1).mean() < 0.25
         for levels, (ends, shown), color, exponent in ((ns.vp, lines[::2], hexes[0], 1), (ns.linear, lines[1::2], hexes[1], power)):
             a, s = levels.numpy().T
             path = [ns.noise.numpy() * np.hypot(a[0], s[0])]
@@ -217,20 +224,20 @@ def test_the_slider_breaks_flow_matching_in_the_figure(ns):
             assert np.abs(ends.get_xydata() - path[-1]).max() < 1e-3 and np.abs(shown.get_xydata() - np.array(path)[:, 0]).max() < 1e-3
             assert {plt.matplotlib.colors.to_hex(line.get_color()) for line in (shown, ends)} == {color}
         gap = np.linalg.norm(lines[0].get_xydata() - lines[1].get_xydata(), axis=1).mean()
-        assert not rays.get_xydata()[::2].any() and (rays.get_xydata()[1::2] == lines[2].get_xydata()[1::2]).all()
+        assert all((rung.get_xydata() == [blue, orange]).all() for rung, blue, orange in zip(rungs, lines[2].get_xydata(), lines[3].get_xydata()))
         assert gap < 1e-3 if power == 1 else gap > 0.1
     assert ns.right.get_aspect() == 1 and (ns.slider.valmin, ns.slider.valmax) == (0, 1)
 
 def test_rays_from_the_origin_lead_through_the_linear_path_to_the_vp_path(ns):
-    """Every other point of orange is r times that of blue, on a gray ray."""
-    rays, blue, orange = [np.asarray(line.get_xydata()) for line in ns.left.lines]
+    """Each point of orange is r times that of blue, on a gray ray."""
+    *rays, blue, orange = [np.asarray(line.get_xydata()) for line in ns.left.lines]
     assert np.array_equal(blue, ns.vp.numpy()) and np.array_equal(orange, ns.linear.numpy()) and ns.left.get_aspect() == 1
-    assert np.abs(orange - blue * np.hypot(*ns.linear.numpy().T)[:, None]).max() < 1e-4 and not rays[::2].any() and (rays[1::2] == blue[1::2]).all()
+    assert np.abs(orange - blue * np.hypot(*ns.linear.numpy().T)[:, None]).max() < 1e-4 and len(rays) == 31 and all((ray == [[0, 0], point]).all() for ray, point in zip(rays, blue))
 
 def test_break_and_a_net_of_one_iteration(lesson):
     broken = lesson(NAME, "--power", "0", "--iters", "200", "--seed", "1")
-    assert broken.claims() == {"C1": False, "C2": False} and broken.numbers()["C1"][0] > 0.3 and broken.ns.slider.val == 0
-    assert lesson(NAME, "--iters", "1").claims() == {"C1": True, "C2": False}
+    assert broken.claims() == {"C1": False, "C2": True, "C3": False} and broken.numbers()["C1"][0] > 0.3 and broken.ns.slider.val == 0
+    assert lesson(NAME, "--iters", "1").claims() == {"C1": True, "C2": False, "C3": False}
 
 def test_same_seed_same_numbers(lesson, first_loss, limits):
     limits(NAME)

@@ -17,21 +17,17 @@ COLORS = {"black": (-1, -1, -1), "blue": (-1, -1, 1), "green": (-1, 1, -1), "cya
 FLAGS = torch.cartesian_prod(*[torch.arange(8)] * 3)  # all 512
 FROM_COLORS = np.mean([max(np.bincount(flag)) / 3 for flag in FLAGS.numpy()])  # the best guess without positions: the most frequent
 
-
 @pytest.fixture(scope="module")
 def pieces():
     return paste(NAME, *"make_captions LanguageModel Generator pooled cross joint next_word_loss flow_loss train sample measure".split())
-
 
 @pytest.fixture(scope="module")
 def run(lesson):
     return lesson(NAME)
 
-
 @pytest.fixture
 def ns(run):
     return run.ns
-
 
 def test_captions_say_the_flag_and_all_six_orders_are_equally_likely(pieces, monkeypatch):
     words, orders = ["left", "middle", "right", *COLORS], {}
@@ -43,7 +39,6 @@ def test_captions_say_the_flag_and_all_six_orders_are_equally_likely(pieces, mon
     monkeypatch.setattr(torch, "rand", lambda *shape: torch.tensor([[0.4, 0.9, 0.1]]))  # the example in the comments
     assert [words[i] for i in pieces.make_captions(torch.tensor([[5, 7, 2]]))[0]] == "right green left magenta middle white".split()
 
-
 def attend(m, asks, told, causal=False):  # 4 heads of 8 numbers, from tokens (M, 32) to tokens (N, 32)
     maps = zip((asks, told, told), m.in_proj_weight.chunk(3), m.in_proj_bias.chunk(3))
     q, k, v = [(z @ w.T + b).reshape(-1, 4, 8) for z, w, b in maps]
@@ -51,13 +46,11 @@ def attend(m, asks, told, causal=False):  # 4 heads of 8 numbers, from tokens (M
     mix = torch.einsum("hij,jhd->ihd", weight / weight.sum(2, keepdim=True), v)
     return mix.reshape(-1, 32) @ m.out_proj.weight.T + m.out_proj.bias
 
-
 def block(z, layer):  # causal self-attention, then the MLP
     norm = lambda z: nn.functional.layer_norm(z, (32,))
     z = z + attend(layer.self_attn, norm(z), norm(z), causal=True)
     hidden = norm(z) @ layer.linear1.weight.T + layer.linear1.bias
     return z + hidden.clip(min=0) @ layer.linear2.weight.T + layer.linear2.bias
-
 
 def test_the_language_model_and_its_loss_by_hand(pieces):
     lm, words, nats = pieces.LanguageModel(11, 12).double().requires_grad_(False), torch.randint(11, (3, 8)), 0
@@ -69,7 +62,6 @@ def test_the_language_model_and_its_loss_by_hand(pieces):
         logits = z @ lm.head.weight.T + lm.head.bias
         nats -= sum((logits[i, row[i + 1]] - logits[i].exp().sum().log()) / 21 for i in range(7))
     assert abs(pieces.next_word_loss(lm, words[:, :-1], words[:, 1:]) - nats) < 1e-9 and len(lm.layers.layers) == 2
-
 
 @pytest.mark.parametrize("mechanism", MECHANISMS.values())
 def test_the_generator_by_hand(pieces, mechanism):
@@ -89,7 +81,6 @@ def test_the_generator_by_hand(pieces, mechanism):
         assert (hidden @ net.head[2].weight.T + net.head[2].bias - v).abs().max() < 1e-9
     assert [p.shape for p in net.parameters()] == [p.shape for p in pieces.Generator(pieces.pooled).parameters()] and len(net.attentions) == 2
 
-
 def test_flow_loss_of_the_exact_velocity_is_0_and_sample_follows_it(pieces):
     x, times = 2 * pieces.COLORS[FLAGS].double().repeat(8, 1, 1), []  # told x, a net finds the velocity as (x - xt) / (1 - t)
     assert pieces.flow_loss(lambda xt, t, y: times.append(t) or (y - xt) / (1 - t), x, x) < 1e-12
@@ -101,7 +92,6 @@ def test_flow_loss_of_the_exact_velocity_is_0_and_sample_follows_it(pieces):
     xt, y = torch.randn(5, 3, 3), torch.randn(5, 6, 32)
     by_hand = xt + 3 * net(xt, 0, y) - 2 * net(xt, 0, torch.zeros(5, 6, 32))
     assert torch.allclose(pieces.sample(paste("09_knobs", "guide").guide(net, 3), xt, y, 1), by_hand, atol=1e-5)
-
 
 def test_train_is_adam_on_random_rows_and_returns_a_frozen_net(pieces, capsys):
     x, y, net = torch.randn(50, 2).double(), torch.randn(50).double(), nn.Linear(2, 1, bias=False, dtype=torch.float64)
@@ -118,12 +108,10 @@ def test_train_is_adam_on_random_rows_and_returns_a_frozen_net(pieces, capsys):
     assert np.abs(net.weight.numpy()[0] - w).max() < 1e-9 and not net.weight.requires_grad
     assert capsys.readouterr().out == "".join(f"Linear, iteration {i} of 41: loss {losses[i]:.4f}\n" for i in (0, 20, 40))
 
-
 def score(drawn, flags):  # in place; mean over the six orders of the drawn stripes; colors of each flag that are drawn on any stripe
     color = ((np.asarray(drawn)[:, :, None] - list(COLORS.values())) ** 2).sum(3).argmin(2)
     hits = np.array([(color[:, list(order)] == flags.numpy()).mean() for order in itertools.permutations(range(3))])
     return hits[0], hits.mean(), np.mean([c in set(row) for row, flag in zip(color.tolist(), flags.tolist()) for c in flag])
-
 
 def test_scores_by_all_six_orders_and_by_all_512_flags(pieces):
     drawn, flags = torch.randn(600, 3, 3), torch.randint(8, (600, 3))
@@ -133,11 +121,9 @@ def test_scores_by_all_six_orders_and_by_all_512_flags(pieces):
     chance = pieces.measure(pieces.COLORS[FLAGS].repeat(512, 1, 1), FLAGS.repeat_interleave(512, 0))
     assert np.allclose(chance[:2], 1 / 8, atol=1e-3) and abs((chance[2] > 0).double().mean() - 1 + (7 / 8) ** 3) < 1e-3 and abs((chance[2] == 2).double().mean() - 1 / 8) < 1e-3
 
-
 def test_claims_figure_and_page(run):
     assert run.claims() == {"C1": True, "C2": True, "C3": True} and plt.imread(run.folder / f"{NAME}.png")[..., :3].std() > 0.05
     page_agrees(NAME, run)
-
 
 def check_figure(ns, encoder):  # flags and labels; returns the scores of cross, joint, pooled, and cross with the other encoder
     keys = [("goal", "first 5 of 800"), *((encoder, name) for name in MECHANISMS), (OTHER[encoder], "cross-attention")]
@@ -159,7 +145,6 @@ def check_figure(ns, encoder):  # flags and labels; returns the scores of cross,
         assert [list(COLORS).index(said[p]) for p in ("left", "middle", "right")] == flag
     return np.array([score(ns.drawn[key], ns.asked) for key in keys[1:]])
 
-
 def test_figure_and_claims_are_the_scores_of_the_drawn_flags(run, ns):
     scores = check_figure(ns, "language model")
     assert np.allclose(list(run.numbers().values()), [(scores[:2, 0].min(), 0.9), (scores[2, 1], 0.2), (scores[2, 0] - scores[2, 1], 0.05)], atol=1e-3)
@@ -170,14 +155,12 @@ def test_figure_and_claims_are_the_scores_of_the_drawn_flags(run, ns):
     once, again = ns.texts.split(6, 1)
     assert (once == ns.captions).all() and (once.sort(1)[0] == again.sort(1)[0]).all() and 0.1 < (once == again).all(1).float().mean() < 0.25
 
-
 def test_the_radio_swaps_in_the_bag_of_words_and_it_places_nothing(pieces, ns):
     bag = ns.radio.set_active(1) or check_figure(ns, "bag of words")[:3]
     assert (abs(bag[:, 0] - bag[:, 1]) < 0.05).all() and (bag[:, 0] < FROM_COLORS + 0.03).all() and bag[:2, 2].min() > 0.65 > bag[2, 2] > 0.45  # attention: most of WHAT
     assert ns.radio.set_active(0) or (check_figure(ns, "language model")[:2, 0] > 0.9).all()
     losses = [pieces.flow_loss(ns.net, ns.COLORS[ns.flags], encode(ns.captions)) for encode in (ns.lm.embed, ns.lm)]
     assert losses[0] < losses[1] - 0.1  # the last net was trained on words alone, too
-
 
 def test_break_and_same_seed_same_numbers(lesson, first_loss, limits):
     limits(NAME)
@@ -188,11 +171,9 @@ def test_break_and_same_seed_same_numbers(lesson, first_loss, limits):
     scores = check_figure(b.ns, "bag of words")
     assert np.allclose([value for value, _ in b.numbers().values()], [scores[:2, 0].min(), scores[2, 1], scores[2, 0] - scores[2, 1]], atol=1e-3)
 
-
 @pytest.mark.parametrize("flags", [("--iters", "0"), ("--iters", "9" * 21), ("--seed", "-1"), ("--seed", "9" * 21), ("--bag=2",)])
 def test_bad_flags(refused, flags):
     assert flags[0].split("=")[0] in refused(NAME, *flags)
-
 
 def test_features_say_positions_and_words_alone_do_not(ns):
     """By least squares: a color's position (chance: 1/3), its color, and the flag from the mean (from its colors: 29/64)."""
@@ -205,7 +186,6 @@ def test_features_say_positions_and_words_alone_do_not(ns):
     for encode, low, high in ((ns.lm, 0.75, 1), (ns.lm.embed, 0.38, 0.5)):
         mean = nn.functional.pad(encode(ns.captions).mean(1), (0, 1), value=1)
         assert low < np.mean([read(mean, ns.flags[:, i], 800, 8) for i in range(3)]) <= high
-
 
 def test_sums_of_bare_words_are_enough_for_cross_and_not_for_pooled(pieces, ns):
     sums = lambda captions: ns.lm.embed(captions).unflatten(1, (3, 2)).sum(2)  # the exercise: their mean has no order
