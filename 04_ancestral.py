@@ -6,7 +6,7 @@
 
 We undo the noise steps of lesson 02. If we knew the data point x, Bayes' rule would say where we
 were one step earlier. A net estimates x, and each step adds noise of one of three variances.
-RUN    python 04_ancestral.py              (6 seconds; the slider sets the steps of the last row)
+RUN    python 04_ancestral.py              (7 seconds; the slider sets the steps of the last row)
 BREAK  python 04_ancestral.py --var zero   (claim C1 fails: all samples end in one small spot)
 PAPER  arXiv 2006.11239, equation 7, section 3.2, and algorithm 2, by Ho et al. (DDPM)"""
 import argparse, signal
@@ -70,13 +70,13 @@ def posterior(xt, x, beta, abar_prev):  # mean, (B, D), and variance of q(x_{t-1
     return mean, prior_var * like_var / (prior_var + like_var)
 
 # --- One step back from xt alone. The posterior mean is linear in x. So with the net's E[x | xt] in
-# place of x, it is the mean of x_{t-1}, given xt. How much noise belongs around it? By the law of
-# total variance, two parts add up: the posterior's variance, called beta-tilde, and the variance of
-# the posterior mean, which varies because xt leaves x uncertain. We try three choices:
+# place of x, it is E[x_{t-1} | xt]. How much noise belongs around it? By the law of total variance,
+#     Var[x_{t-1} | xt] = posterior's variance (beta-tilde) + Var[posterior mean | xt]
+# The second part is there because xt leaves x uncertain. We try three choices:
 # - beta-tilde leaves out the second part. This is exact if all data are one point.
 # - beta is exact for data N(0, I). Then x_{t-1} and xt are N(0, I), too, and have the covariance
 #   sqrt(1 - beta). So the variance of x_{t-1}, given xt, is 1 - covariance^2 = beta.
-# - zero adds no noise. For data N(0, I), xt becomes sqrt(1 - beta) xt, and samples shrink to 0.
+# - zero adds no noise, and samples shrink. (DDIM, in lesson 07, puts the predicted noise back.)
 # --- Longer steps need no new net. The noise steps from an earlier time u to t combine into one
 # (lesson 02), with 1 - beta = abar_t / abar_u. So u can take the place of t - 1 in all of this.
 @torch.no_grad()
@@ -91,7 +91,7 @@ def sample(net, xt, abar, num_steps, variance):  # algorithm 2, from noise xt, (
         mean, beta_tilde = posterior(xt, x_hat, beta, abar[u])
         var = {"beta-tilde": beta_tilde, "beta": beta, "zero": 0 * beta}[variance]
         xt = mean + var.sqrt() * torch.randn_like(xt)  # in truth, long steps are not Gaussian
-    return mean  # at the end, x_hat without noise: a blur if the last step is long, as many x fit
+    return mean  # as u is 0, this is x_hat: a blur if the last step is long, because many x fit
 
 def energy_distance(x, y):
     """Return the energy distance of samples x and y, (n, D) each (Szekely and Rizzo 2013).
@@ -141,7 +141,7 @@ fig.savefig("04_ancestral.png", dpi=120)
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
-# If both samples were fresh real data, C1 would have a std of 0.0016. Untrained, C2 is nearly 1.
+# C1 allows four times 0.0016, its std if both samples were real data. Untrained, C2 is nearly 1.
 claim("C1", f"100 steps with {args.var} match 1000. Added distance", hundred - thousand, "<", 0.006)
 claim("C2", "With 10 steps, beta-tilde's distance over beta's", ten_tilde / ten_beta, ">", 1.25)
 claim("C3", "1000 steps (beta) end closer to the data than noise. Distance", thousand, "<", limit)

@@ -31,7 +31,7 @@ moon = torch.hstack([angle.cos() - 0.5, angle.sin() - 0.25])  # (3200, 2), the u
 upper = (moon + 0.09 * torch.randn_like(moon)) / 0.7107  # (3200, 2), mean |x|^2 is 2, as for noise
 y = 1 - 2 * torch.randint(2, angle.shape)  # label 1 is the upper moon, -1 is the lower moon
 x = y * upper  # the lower moon is the upper one, turned by 180 degrees
-y[torch.rand(3200) < 0.2] *= -1  # we make a fifth wrong, for guidance to repair (knob 5)
+y[torch.rand(3200) < 0.2] *= -1  # a fifth are wrong, and so will be as many samples (knob 5)
 
 # --- Knob 1, the target. Points xt = a * x + s * eps, with a = sin(t) and s = cos(t), move from
 # noise (t = 0) to data (t = pi / 2) at velocity v = s * x - a * eps. To sample, we follow the mean

@@ -7,7 +7,7 @@
 At first, all 64 tokens of an image are hidden. In each round, a net predicts the hidden tokens, and
 we reveal some. Ten rounds leave few mistakes. D3PM reveals random tokens. MaskGIT reveals the most
 confident ones, which then makes fewer mistakes. But it repeats a few images, unless we add noise.
-RUN    python 12_maskgit.py              (12 seconds; sliders: rounds, Gumbel noise)
+RUN    python 12_maskgit.py              (13 seconds; sliders: rounds, Gumbel noise)
 BREAK  python 12_maskgit.py --rounds 1   (C1 and C2 fail: samples mix parts of different digits)
 PAPER  arXiv 2107.03006, section 3 (absorbing D3PM); 2202.04200, section 3.2 (MaskGIT)"""
 import argparse, signal
@@ -77,17 +77,17 @@ def d3pm(net, xt, num_rounds, mask_token):
     return xt
 
 # --- MaskGIT reveals the guesses of highest probability, called confidence. A 3 and a 7 both have
-# ink at the top. The guess "ink" is nearly certain there, and fits both. At the lower right, only
-# the 3 has ink, so this guess waits. But an unlikely guess is discarded and sampled again, usually
-# as a likelier one. So images repeat. Gumbel noise on log p helps: at scale 1, the first position
-# to reveal is drawn in proportion to p (Gumbel-max trick). A huge scale reveals at random (D3PM).
+# ink at the top, so "ink" is a safe guess there. At the lower right, only the 3 has ink, so this
+# guess waits. But an improbable guess is not kept. It is sampled again in the next round, until it
+# is a probable one. So rare images die out. Gumbel noise on log p helps: the first position is then
+# drawn in proportion to p**(1 / scale), by the Gumbel-max trick. A huge scale draws any (as D3PM).
 def maskgit(net, xt, num_rounds, mask_token, noise):
     """Like d3pm. Each sequence reveals an equal share of its own hidden tokens in each round."""
     assert num_rounds > 0, "maskgit needs at least one round, or mask tokens would remain"
     for t in range(num_rounds, 0, -1):
         p = Categorical(logits=net(xt))
         guess = p.sample()  # (B, N)
-        scale = noise * (t - 1) / num_rounds  # falls to 0, as late tokens should fit the others
+        scale = noise * (t - 1) / num_rounds  # falls to 0: late tokens should fit the rest
         confidence = p.log_prob(guess) + scale * Gumbel(0, 1).sample(xt.shape)
         confidence[xt != mask_token] = -torch.inf  # visible tokens come last, so they stay
         order = confidence.argsort(descending=True)  # (B, N), positions, such as 2 0 1
@@ -142,7 +142,7 @@ def claim(name, sentence, value, sign, bound):
 with_noise = lambda n: sample(net, blank, n, mask_token, 1, args.seed)["MaskGIT with noise"]
 _, one_round, _ = score(with_noise(1), tokens)
 _, wrong, num_images = score(with_noise(args.rounds), tokens)
-# Only tokens of one round can clash: in ten rounds, a tenth of all pairs. C1 allows a fifth.
+# Tokens clash mainly within a round. In ten rounds, a tenth of all pairs share one. C1: a fifth.
 claim("C1", "Wrong tokens, against a fifth of those in one round", wrong, "<", one_round / 5)
 claim("C2", "Most of the 40 images should occur in 200 samples", num_images, ">", len(tokens) / 2)
 print("figure: 12_maskgit.png")

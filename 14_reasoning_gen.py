@@ -7,7 +7,7 @@
 In image A, the digit in each cell names the next cell. The net follows A from a start cell to the
 goal, 1 to 5 hops away. Then it copies image B, with the goal in black. But it can only hop once in
 a forward pass. So it first writes down the cells on its way, as its thoughts.
-RUN    python 14_reasoning_gen.py                 (13 seconds; the buttons show other thoughts)
+RUN    python 14_reasoning_gen.py                 (10 seconds; the buttons show other thoughts)
 BREAK  python 14_reasoning_gen.py --thoughts 0    (from 2 hops on, the net guesses, so C1 fails)
 PAPER  arXiv 2201.11903 (chain of thought), 2310.07923 (why it helps), 2405.09818 (Chameleon)"""
 import argparse, signal
@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt, widgets
 from torch import nn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-parser.add_argument("--thoughts", type=int, choices=range(5), default=4, help="that C1 allows (4)")
+parser.add_argument("--thoughts", type=int, choices=range(5), default=4, help="allowed in C1 (4)")
 parser.add_argument("--iters", type=int, default=1000, help="of training (default: %(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
@@ -49,12 +49,12 @@ def make_sequences(path, image_a, image_b, num_hops, num_thoughts):  # fewer tho
     image, text, end = [torch.full_like(goal, token) for token in (IMAGE, TEXT, END)]
     tokens = torch.cat([image, image_a, image, image_b, text, cells, goal, image, answer, end], 1)
     positions = torch.tensor(sorted([*range(NUM_POSITIONS)] + [START_POSITION] * num_thoughts))
-    hops = (positions == START_POSITION).int()  # start and thoughts share 21: all hops look alike
+    hops = (positions == START_POSITION).int()  # start and thoughts share 21, so hops look alike
     hops[START_POSITION + num_thoughts] = num_hops - num_thoughts  # all hops left to the goal
     return tokens, positions, hops  # the three rows above: (num_tasks, N), (N,), (N,)
 
-# --- Net. To hop from cell 4, token 4 queries cell 4 of A and gets 7. The next hop queries cell 7.
-# But a layer computes all queries before it looks anything up. So it waits until 7 is an input.
+# --- Net. To hop from 4, the query of token 4 fits the key of position 4 in A, and it finds 7. The
+# next hop needs the query of a token 7, so it can't happen until 7 is an input, in the next pass.
 class Thinker(nn.Module):  # like GPT, but with one layer
     def __init__(self, vocab_size, num_positions, max_hops, dim=64, num_heads=8):
         super().__init__()
@@ -110,7 +110,7 @@ wrong = path[:, [0, *range(3, 9)]]  # skips two cells: path[3] is a wrong first 
 right, *rows = make_sequences(wrong, image_a, image_b, 5, 4)  # the goal is wrong[5], or path[7]
 written = generate(net, right[:, :START_POSITION + 2], *rows)
 follows = (written == right).all(1).float().mean()
-outputs["first one is ours"] = written[1]
+outputs["wrong thought"] = written[1]
 
 def draw_board(ax, tokens):  # nine cells, of a map or of a drawn image
     for cell, token in enumerate(tokens):

@@ -150,7 +150,7 @@ def test_any_wrong_thought_is_followed(ns):
         follows = (output[:, 22:27] == ns.path[:, 1 + skip:6 + skip]).all(1) & (output[:, 28:37] == wanted).all(1)
         assert follows.double().mean() > 0.95
         if skip == 2:  # C3, and the last button
-            assert torch.equal(ns.outputs["first one is ours"], output[1]) and ns.follows == follows.float().mean()
+            assert torch.equal(ns.outputs["wrong thought"], output[1]) and ns.follows == follows.float().mean()
 
 def test_a_caption_with_the_goal_ties_if_the_image_generator_sees_b(ns):
     """The goal is given, without thoughts: right with B, which may be a map too. Without B, one cell in nine is right."""
@@ -172,7 +172,7 @@ def test_boards_show_what_is_written_for_each_button(ns):
     """Titles: thoughts, above the drawn image, and the goal, red if it is not that of the map. All other tokens are right, or follow from
     our wrong thought. The map has digits, names, and an arrow for each hop of the button. Only four right thoughts reach the goal."""
     path, a, b = ns.path[1].tolist(), ns.image_a[1].tolist(), ns.image_b[1].tolist()
-    labels, ax = [*[f"thoughts: {n}" for n in range(5)], "first one is ours"], ns.axes["M"]
+    labels, ax = [*[f"thoughts: {n}" for n in range(5)], "wrong thought"], ns.axes["M"]
     assert ns.radio.value_selected == "thoughts: 4" and [label.get_text() for label in ns.radio.labels] == labels and ns.radio.ax is ns.axes["R"]
     for n in (5, 3, 2, 1, 0, 4):
         ns.radio.set_active(n)
