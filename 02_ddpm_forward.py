@@ -4,10 +4,9 @@
 # ///
 """02 DDPM forward process: turn data into noise step by step, or in one draw by the closed form.
 
-DDPM turns data into noise in T small Gaussian steps. A net learns to predict the noise, so that we
-can undo the steps (lesson 04). Training never runs them, because t of them together equal a single
-Gaussian draw. We run them once to check this.
-RUN    python 02_ddpm_forward.py          (5 seconds; the slider sets T)
+DDPM turns data into noise in T small Gaussian steps. Training never runs them, because t of them
+together equal a single Gaussian draw. We run them to check this, and train a net to find the noise.
+RUN    python 02_ddpm_forward.py          (6 seconds; the slider sets T)
 BREAK  python 02_ddpm_forward.py --T 50   (C2 fails, because 50 steps leave most of the data)
 PAPER  arXiv 2006.11239, equations 2, 4, and 14 (DDPM, by Ho et al.)"""
 import argparse, signal
@@ -58,9 +57,8 @@ def simulate_chain(x, beta):  # from data x, (n, 2), to x_0, ..., x_T, (T + 1, n
 # Again, they add up to (1 - beta_t) + beta_t = 1. So at every t, with a new eps ~ N(0, I),
 #     x_t = a_t x + s_t eps,  where a_t^2 = (1 - beta_1) ... (1 - beta_t), called abar_t    (4)
 
-# --- Check: (4), solved for eps, should give N(0, 1) at every t. The CDF of N(0, 1) turns n such
-# eps into uniform numbers. Sorted, these should be evenly spaced. The largest deviation is called
-# the Kolmogorov-Smirnov (KS) distance.
+# --- Check: (4), solved for eps, should give N(0, 1), whose CDF makes n such eps uniform numbers.
+# If we sort them, they are evenly spaced. The largest gap is the Kolmogorov-Smirnov (KS) distance.
 def measure(T, n=5000):  # returns a and s, (T + 1, 1), chains, (T + 1, n / 2, 2), and KS, (T + 1,)
     beta, abar = linear_schedule(T)
     a, s = abar.sqrt(), (1 - abar).sqrt()
@@ -110,7 +108,7 @@ lowest = nn.functional.mse_loss(best_eps(xt, st), eps)
 ratio = nn.functional.mse_loss(net(torch.hstack([xt, st])), eps) / lowest
 
 MAX_KS = 0.041  # by chance, P(KS > e) <= 2 exp(-2 n e^2), here 1e-7 (DKW inequality, n = 5000)
-MAX_A = 0.06  # for the correlation of x and x_T, which is a_T: 4 standard errors, 4 / sqrt(5000)
+MAX_A = 0.06  # x and x_T have the correlation a_T, but by chance, up to 4 / sqrt(5000) = 0.057
 fig, axes = plt.subplot_mosaic("0123;4444;5555", figsize=(11.5, 6), height_ratios=[18, 7, 1],
                                layout="constrained")
 *clouds, chart, bar = axes.values()
@@ -124,13 +122,15 @@ def draw(T):
         xt = a[t] * x + s[t] * torch.randn_like(x)
         red = f"\nnot noise (red: over {100 * MAX_A**2:.2g}%)" if t == T and a[t] > MAX_A else ""
         ax.clear()
-        ax.plot(*path[t, :500].T, "C7o", *xt[:500].T, "C3." if red else "C0.", markersize=4.5)
-        ax.plot(*path[:t + 1, 0].T, "C1", *zip(x[0], xt[0]), "k--o", markevery=[1])
+        ax.plot(*path[t, :500].T, "C7o", ms=4.5)
+        ax.plot(*xt[:500].T, "C3." if red else "C0.", ms=4.5)
+        ax.plot(*path[:t + 1, 0].T, "C1")  # one point, step by step
+        ax.plot(*torch.stack([x[0], xt[0]]).T, "k--o", markevery=[1])  # one draw
         ax.axis([-3.5, 3.5, -3.5, 3.5])
         ax.set(title=f"t = {t}\nvariance: {100 * a[t].item() ** 2:.3g}% data{red}", box_aspect=1)
     chart.clear()
     chart.plot(ks, "k", [0, T], [MAX_KS, MAX_KS], "k--")
-    chart.set(title=f"Chain and draw differ by more than chance at {sum(ks > MAX_KS)} of {T} times",
+    chart.set(title=f"The chain's eps is not normal noise at {sum(ks > MAX_KS)} of {T} times",
               ylim=0, ylabel="largest gap (KS)", xlabel="t (dashed: limit of chance)")
 draw(args.T)
 fig.legend(clouds[0].lines, ["after t small steps", "after one draw", "one point's small steps",
