@@ -46,7 +46,7 @@ NOISE = (1 - ABAR).sqrt()  # (T + 1,), how much eps there is in x_t
 #     p(x_0) = E_q[p(x_0, ..., x_T) / q(x_1, ..., x_T | x_0)]
 # By Jensen's inequality, the log of a mean is at least the mean of the log:
 #     log p(x_0) >= E_q[log p(x_0, ..., x_T) - log q(x_1, ..., x_T | x_0)] = ELBO
-# The chain rule of probability factors both from the end. (q is Markov: given x_t, forget later x.)
+# The chain rule of probability factors both backward. (q is Markov: given x_t, no later x matters.)
 #     p =    p(x_T)        p(x_{T-1} | x_T)       ...  p(x_1 | x_2)       p(x_0 | x_1)
 #     q =    q(x_T | x_0)  q(x_{T-1} | x_T, x_0)  ...  q(x_1 | x_2, x_0)
 # In a column with both, the mean of log q - log p is a mean KL, KL_t for the step from x_t (5):
@@ -103,8 +103,8 @@ class Net(nn.Sequential):  # x_t, (B, 2), and t, (B, 1), to eps_hat, (B, 2)
         return output if self.predict == "eps" else (x_t / ALPHA[t].sqrt() - output) / C[t]
 
 # --- To get rid of the constant, we compare with a model whose ELBO we know. If we guess eps to be
-# sqrt(1 - abar_t) x_t, (10) is sqrt(alpha_t) x_t, so p steps back as q steps forward. Then N(0, I)
-# stays N(0, I), and p(x_0, ..., x_T) = N(x_0) q(x_1, ..., x_T | x_0). So its ELBO is log N(x_0).
+# sqrt(1 - abar_t) x_t, (10) is sqrt(alpha_t) x_t: p steps back as q steps forward. Both give the
+# same pairs from N(0, I). So p(x_0, ..., x_T) = N(x_0) q(x_1, ..., x_T | x_0), and ELBO = log N(x_0).
 def elbo_gain(net, x_0):  # data (n * T, D); returns the nats gained at t = 1, ..., T, (T,)
     t = 1 + torch.arange(len(x_0))[:, None] % T  # (n * T, 1), n times 1 to T
     eps = torch.randn_like(x_0)
@@ -123,7 +123,7 @@ for target, loss in [(args.predict, "L_simple"), (args.predict, "ELBO"), ("mean"
     torch.manual_seed(args.seed)  # the same start for every net
     net = train(Net(target), WEIGHT if loss == "ELBO" else torch.ones(T), args.iters)
     gains.append((f"predicts {target}, loss {loss}", elbo_gain(net, two_moons(200 * T))))
-def draw(error):  # of this std in both coordinates of a mean: costs error^2 / beta_t nats, by (12)
+def draw(error):  # std of noise in each coordinate of a mean, which costs error^2 / beta_t nats
     low.clear()
     low.axhline(1.26, color="0.5", ls=":", label="best possible: 1.26")  # E[log p_data - log N]
     low.axhline(0, color="k", label="N(0, I): 0 (red: ends below)")
