@@ -36,7 +36,7 @@ def two_moons(n):
     """Return n samples of p_data, of shape (n, 2)."""
     return CENTERS[torch.randint(64, (n,))] + STD * torch.randn(n, 2)
 
-# --- The bridge. xt / r mixes x and eps by a / r and s / r. As their squares add up to 1, it is VP.
+# --- The bridge. xt / r has weights a / r and s / r. Their squares add up to 1, as on the VP path.
 def make_predictor(net, power=1):
     """Return a predict(xt, a, s) for eps_hat, (B, D). net sees (B, D + 2), divided by r**power."""
     def predict(xt, a, s):  # xt is (B, D), a and s are numbers or (B, 1)
@@ -46,7 +46,7 @@ def make_predictor(net, power=1):
         return net(inputs / r**power)
     return predict
 
-# --- DDPM's training, on the VP path. By squared error, the net learns the mean of eps, given xt.
+# --- DDPM's training, on the VP path. Squared error teaches the net the mean of eps, given xt.
 net = nn.Sequential(nn.Linear(4, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(),
                     nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
 predict = make_predictor(net)
