@@ -103,7 +103,7 @@ class Net(nn.Sequential):  # x_t, (B, 2), and t, (B, 1), to eps_hat, (B, 2)
         return output if self.predict == "eps" else (x_t / ALPHA[t].sqrt() - output) / C[t]
 
 # --- To drop the constant, we compare with a model whose ELBO we know. If eps_hat is, for any x_t,
-# sqrt(1 - abar_t) x_t, then (10) is sqrt(alpha_t) x_t. So p steps back as q steps on. For N(0, I),
+# sqrt(1 - abar_t) x_t, (10) is sqrt(alpha_t) x_t. So p steps back as q steps forward. For N(0, I),
 # both are one chain: p(x_0, ..., x_T) = N(x_0) q(x_1, ..., x_T | x_0). So its ELBO is log N(x_0).
 def elbo_gain(net, x_0):  # data (n * T, D); returns the nats gained at t = 1, ..., T, (T,)
     t = 1 + torch.arange(len(x_0))[:, None] % T  # (n * T, 1), n times 1 to T
