@@ -6,8 +6,8 @@
 
 We have samples of an unknown density p_data and want new ones. In high dimensions, random guesses
 hardly ever look like data. So we choose a path of distributions from noise to data, and learn the
-velocity along it. Twenty small steps then lead to data. One large step leads only to their mean.
-RUN    python 01_problem.py             (5 seconds; the slider sets the number of steps)
+velocity along it. Twenty small steps then lead to data. One large step ends near the data's mean.
+RUN    python 01_problem.py             (4 seconds; the slider sets the number of steps)
 BREAK  python 01_problem.py --steps 1   (C2 fails, because one step takes the noise to the mean)
 PAPER  Owen, Monte Carlo, section 9.3 (effective sample size); arXiv 2210.02747 (flow matching)"""
 import argparse, signal
@@ -17,7 +17,7 @@ from torch import nn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--steps", type=int, default=20, help="number of steps (default: %(default)s)")
-parser.add_argument("--iters", type=int, default=700, help="of the training (default: %(default)s)")
+parser.add_argument("--iters", type=int, default=700, help="of training (default: %(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
 if not (1 <= args.steps <= 50 and 1 <= args.iters <= 1_000_000 and 0 <= args.seed < 2**32):
@@ -26,13 +26,13 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the script without a
 torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # such small nets run fastest on a single core
 
-# --- Data: films of a dot that runs around two moons. We join its positions in 7 frames to a vector
-# x of 14 numbers, and add noise. To get a smaller dimension d, we keep the first d / 2 frames.
+# --- Data: films of a dot that runs along one moon, jumps to the other, and runs along that. A film
+# x is a vector of 14 numbers, the position in 7 frames plus noise. For d < 14, we keep the first d.
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper half circle
 CENTERS = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), so that the mean |x|^2 is 2, as in N(0, I)
 STD = 0.09 / 0.7107  # of the noise, which makes p_data a mixture of 64 narrow Gaussians
-FILMS = torch.cat([CENTERS.roll(-9 * k, 0) for k in range(7)], 1)  # (64, 14), 9 centers a frame
+FILMS = torch.cat([CENTERS.roll(-9 * k, 0) for k in range(7)], 1)  # (64, 14), steps of 9 centers
 
 def films(n):
     """Return n samples of p_data, of shape (n, 14)."""
@@ -51,10 +51,10 @@ def weight(x):
     return p_data / p_prior  # (2 * pi)^(-d / 2), a factor of both, cancels
 
 # How many guesses count? If m of them have equal weights and the others 0, sum(w)^2 / sum(w^2) = m.
-# For any weights, this is called the effective sample size. For large n, we expect
-#     sum(w) / n   = E_prior[w]   = integral of p_prior * w     = integral of p_data     = 1
-#     sum(w^2) / n = E_prior[w^2] = integral of p_prior * w * w = integral of p_data * w = E_data[w]
-# So n guesses replace about n / E_data[w] samples. Below 1, n is too small for even one good guess.
+# For any weights, this is called the effective sample size. For large n, sum(w) is about n, because
+# E_prior[w] is the integral of p_data, 1. And sum(w^2) is about n E_data[w], as p_prior * w^2 is
+# p_data * w. So n guesses replace about n / E_data[w] samples. If this is 0.001, even one sample
+# takes about a thousand times as many guesses.
 n, dims = 10**9, range(2, 15, 2)  # guesses, and dimensions 2 to 14
 expected = [n / weight(films(10_000)[:, :d]).mean() for d in dims]
 
@@ -62,8 +62,8 @@ expected = [n / weight(films(10_000)[:, :d]).mean() for d in dims]
 # Lines xt = t * x + (1 - t) * eps lead from noise eps (t = 0) to data x (t = 1). Their velocity is
 # x - eps, and the distributions of xt are our path. To generate, a net must predict the velocity
 # from xt and t alone. Squared error makes it predict the mean, v(xt, t) = E[x - eps | xt].
-# This is enough (lesson 05): how many points enter or leave a region depends only on their mean
-# velocity at its border. So noise that moves with v has the distribution of xt at every t.
+# The mean is enough (lesson 05): it decides how many points cross any border, and so how their
+# distribution changes. So noise that moves with v has the distribution of xt at every t.
 def train(sample_data, dim, iters, width=96, batch_size=512, lr=0.01):
     net = nn.Sequential(nn.Linear(dim + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
                         nn.Linear(width, width), nn.SiLU(), nn.Linear(width, dim))
@@ -82,7 +82,8 @@ def train(sample_data, dim, iters, width=96, batch_size=512, lr=0.01):
             print(f"iteration {i} of {iters}: loss {loss:.4f}")
     return net
 
-# --- Sampling. At t = 0, xt = eps says nothing about x, so v = E[x] - eps. One step ends at E[x].
+# --- Sampling. At t = 0, xt = eps says nothing about x, so v = E[x] - eps. One exact step ends at
+# E[x] = 0, and one of our net, which is not exact, in a cloud around it.
 @torch.no_grad()
 def sample(net, xt, num_steps):
     """Move noise xt, (B, dim), from t = 0 to 1 with the velocity of the net. Return the path."""
@@ -103,12 +104,12 @@ net = train(films, 14, args.iters)
 noise, x = torch.randn(2000, 14), films(2000)
 gaussian = torch.distributions.MultivariateNormal(x.mean(0), x.T.cov()).sample([2000])
 limit = energy_distance(gaussian, x)  # a sampler must beat this Gaussian, which is fitted to x
-fig, axes = plt.subplot_mosaic("AAAABBBBCCCC;DDDEEEFFFGGG", height_ratios=[4, 3],
-                               figsize=(12, 7.9))
-fig.subplots_adjust(left=0.06, right=0.99, top=0.93, hspace=0.26)
-chart, *panels = axes.values()
+fig, axes = plt.subplot_mosaic("AAAAABBBBB;CCDDEEFFGG", figsize=(12, 7))
+fig.subplots_adjust(left=0.07, right=0.99, bottom=0.11, hspace=0.35)
+fig.suptitle("In high dimensions, weighting guesses fails, but moving them works", size=15)
+chart, panel, *panels = axes.values()
 chart.semilogy(dims, expected, "ko--")
-chart.set(xlabel="dimension d", ylabel="samples that a billion guesses replace", xticks=dims)
+chart.set(xlabel="dimension d", ylabel="samples that a billion\nguesses replace", xticks=dims)
 chart.set_title(f"In 14 dimensions, a billion guesses\nreplace {expected[-1]:.3f} samples")
 slider = plt.Slider(plt.axes([0.4, 0.02, 0.3, 0.03]), "steps", 1, 50, valinit=args.steps, valstep=1)
 
@@ -126,15 +127,14 @@ def draw_panel(ax, path, time, distance):  # the part of a path up to a time, co
 def draw(steps):
     path, one_step = sample(net, noise, int(steps)), sample(net, noise, 1)
     distance, one_step_distance = [energy_distance(ends[-1], x) for ends in (path, one_step)]
-    draw_panel(panels[0], path, 1, distance)
-    draw_panel(panels[1], one_step, 1, one_step_distance)
-    for ax, time in zip(panels[2:], [0, 0.25, 0.5, 0.75]):
+    draw_panel(panel, one_step, 1, one_step_distance)
+    for ax, time in zip(panels, [0, 0.25, 0.5, 0.75, 1]):
         draw_panel(ax, path, time, distance)
-    panels[0].set_title(f"Steps from noise to data: {steps:.0f}.\nEnergy distance: {distance:.3f}")
-    panels[1].set_title(f"One step aims at the mean. Distance: {one_step_distance:.3f}\n"
-                        f"(red: over {limit:.3f}, that of a fitted Gaussian)")
-    panels[2].set_title("On the way: coordinates 1 and 2 of 14. Moved noise (blue), exact "
-                        "path (gray), and ten tracks from noise (circles)", loc="left")
+    panel.set_title(f"One step aims at the mean. Energy distance: {one_step_distance:.3f}\n"
+                    f"(red: over {limit:.3f}, the distance of a fitted Gaussian)")
+    panels[0].set_title(f"Steps from noise to data: {steps:.0f}. Moved noise (blue), exact path "
+                        "(gray), tracks from noise (circles), in 2 of 14 dimensions", loc="left")
+    panels[4].set_xlabel(f"t = 1.00, distance: {distance:.3f}")
 draw(args.steps)
 slider.on_changed(draw)
 fig.savefig("01_problem.png", dpi=120)

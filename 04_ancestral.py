@@ -6,8 +6,8 @@
 
 We undo the noise steps of lesson 02. If we knew the data point x, Bayes' rule would say where we
 were one step earlier. A net estimates x, and each step adds noise of one of three variances.
-RUN    python 04_ancestral.py              (7 seconds; the slider sets the steps of the last row)
-BREAK  python 04_ancestral.py --var zero   (claim C1 fails: all samples end in one small spot)
+RUN    python 04_ancestral.py              (6 seconds; the slider sets the steps of the last row)
+BREAK  python 04_ancestral.py --var zero   (claim C1 fails, as in the figure's left column)
 PAPER  arXiv 2006.11239, equation 7, section 3.2, and algorithm 2, by Ho et al. (DDPM)"""
 import argparse, signal
 import matplotlib.pyplot as plt
@@ -26,7 +26,7 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the script without a
 torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # such small nets run fastest on a single core
 
-# --- Data: two moons, as a mixture of 64 narrow Gaussians, so that p_data has a closed form
+# --- Data: two moons, as a mixture of 64 narrow Gaussians
 ANGLE = (torch.arange(32) + 0.5) * torch.pi / 32
 MOON = torch.stack([ANGLE.cos() - 0.5, ANGLE.sin() - 0.25], 1)  # (32, 2), the upper half circle
 CENTERS = torch.cat([MOON, -MOON]) / 0.7107  # (64, 2), so that the mean |x|^2 is 2, as in N(0, I)
@@ -58,7 +58,8 @@ def train(abar, iters, width=64, batch_size=1024, lr=0.03):  # net: [xt, t / T] 
     return net
 
 # --- One step back, if we knew x. Bayes' rule multiplies the prior q(x_{t-1} | x) by the likelihood
-# q(xt | x_{t-1}). Both are Gaussians in x_{t-1}, so the inverse variances add up (equation 7):
+# q(xt | x_{t-1}). It needs no x, because the noise of each step is new. For a product of Gaussians,
+# the inverse variances add up (equation 7):
 #     1 / var = 1 / prior_var + 1 / like_var
 #     mean / var = prior_mean / prior_var + like_mean / like_var
 def posterior(xt, x, beta, abar_prev):  # mean, (B, D), and variance of q(x_{t-1} | xt, x)
@@ -69,16 +70,16 @@ def posterior(xt, x, beta, abar_prev):  # mean, (B, D), and variance of q(x_{t-1
     mean = (like_var * prior_mean + prior_var * like_mean) / (prior_var + like_var)
     return mean, prior_var * like_var / (prior_var + like_var)
 
-# --- One step back from xt alone. The posterior mean is linear in x. So with the net's E[x | xt] in
-# place of x, it is E[x_{t-1} | xt]. How much noise belongs around it? By the law of total variance,
+# --- One step back from xt alone. The net's E[eps | xt] gives E[x | xt] (equation 4). With it, the
+# posterior mean is E[x_{t-1} | xt], because it is linear in x. By the law of total variance,
 #     Var[x_{t-1} | xt] = posterior's variance (beta-tilde) + Var[posterior mean | xt]
-# The second part is there because xt leaves x uncertain. We try three choices:
+# where the second part is there because xt leaves x uncertain. We try three noise variances:
 # - beta-tilde leaves out the second part. This is exact if all data are one point.
-# - beta is exact for data N(0, I). Then x_{t-1} and xt are N(0, I), too, and have the covariance
-#   sqrt(1 - beta). So the variance of x_{t-1}, given xt, is 1 - covariance^2 = beta.
-# - zero adds no noise, and samples shrink. (DDIM, in lesson 07, puts the predicted noise back.)
+# - beta is exact for data N(0, I). Then x_{t-1} and xt are N(0, I), too, with covariance
+#   sqrt(1 - beta), so x_{t-1}, given xt, has mean sqrt(1 - beta) xt and variance beta.
+# - zero adds no noise. With data N(0, I), all steps would then only shrink xt, to 0.6% in the end.
 # --- Longer steps need no new net. The noise steps from an earlier time u to t combine into one
-# (lesson 02), with 1 - beta = abar_t / abar_u. So u can take the place of t - 1 in all of this.
+# (lesson 02), with 1 - beta = abar_t / abar_u. So all of this holds with u in place of t - 1.
 @torch.no_grad()
 def sample(net, xt, abar, num_steps, variance):  # algorithm 2, from noise xt, (B, D)
     T = len(abar) - 1
@@ -91,7 +92,7 @@ def sample(net, xt, abar, num_steps, variance):  # algorithm 2, from noise xt, (
         mean, beta_tilde = posterior(xt, x_hat, beta, abar[u])
         var = {"beta-tilde": beta_tilde, "beta": beta, "zero": 0 * beta}[variance]
         xt = mean + var.sqrt() * torch.randn_like(xt)  # in truth, long steps are not Gaussian
-    return mean  # as u is 0, this is x_hat: a blur if the last step is long, because many x fit
+    return mean  # without noise after the last step, where it is x_hat
 
 def energy_distance(x, y):
     """Return the energy distance of samples x and y, (n, D) each (Szekely and Rizzo 2013).
@@ -101,21 +102,20 @@ def energy_distance(x, y):
 
 net = train(ABAR, args.iters)
 noise, real = torch.randn(2000, 2), two_moons(2000)
-limit = energy_distance(noise, real)
-distance = lambda *how: energy_distance(sample(net, noise, ABAR, *how), real)  # steps, variance
-hundred, thousand = distance(100, args.var), distance(1000, "beta")
-ten_beta, ten_tilde = distance(10, "beta"), distance(10, "beta-tilde")
+limit = energy_distance(noise, real)  # red and C3: beyond noise's own distance
+hundred, thousand, ten_beta, ten_tilde = [
+    energy_distance(sample(net, noise, ABAR, num_steps, variance), real)
+    for num_steps, variance in [(100, args.var), (1000, "beta"), (10, "beta"), (10, "beta-tilde")]]
 
-# --- The figure. On top: a long step back from xt = -1, for x = 2, beta = 0.36, abar_prev = 0.49.
+# --- The figure. On top is a long step back, from xt = -1, for x = 2, beta = 0.36, abar_prev = 0.49
 fig, panels = plt.subplot_mosaic("sss;abc;def;ghi", figsize=(10.5, 9), layout="constrained")
-step, x_prev = panels["s"], torch.linspace(-3, 6, 451)
-for style, mean, var in [("k--", 1.4, 0.51),  # prior_mean, prior_var, then like_mean, like_var
-        ("k:", -1.25, 0.5625), ("tab:blue", *posterior(-1, 2, *torch.tensor([0.36, 0.49])))]:
-    step.plot(x_prev, torch.distributions.Normal(mean, var**0.5).log_prob(x_prev).exp(), style)
-step.legend(["prior $q(x_{t-1}|x)$", "likelihood $q(x_t|x_{t-1})$, scaled to area 1",
-             "posterior $q(x_{t-1}|x_t,x)$, of variance beta-tilde"])
-step.set_xticks([-1, 2], ["$x_t$", "$x$"])
-step.set_title("A step to $x_{t-1}$, if x is known: prior times likelihood gives the posterior")
+step, x_prev = panels["s"], torch.linspace(-4, 7, 551)[:, None]
+curves = [[1.4, 0.51], [-1.25, 0.5625], posterior(-1, 2, *torch.tensor([0.36, 0.49]))]
+mean, var = torch.tensor(curves).T  # prior 0.7 * 2 and 1 - 0.49, like -1 / 0.8 and 0.36 / 0.64
+step.plot(x_prev, torch.distributions.Normal(mean, var.sqrt()).log_prob(x_prev).exp().numpy())
+step.legend([r"prior $q(x_{t-1}|x)$, at $\sqrt{\bar\alpha_{t-1}}\,x=1.4$",
+             r"likelihood $q(x_t|x_{t-1})$, at $x_t/\sqrt{1-\beta_t}=-1.25$", "posterior"])
+step.set_title("A long step from $x_t=-1$ to $x_{t-1}$, if $x=2$: prior times likelihood")
 def draw(row, steps):
     for name, variance in zip(row, VARIANCES):
         ax, samples = panels[name], sample(net, noise, ABAR, steps, variance)
@@ -132,16 +132,16 @@ draw("ghi", 100)
 panels["a"].set_title("zero: no noise, so samples\nshrink to a small spot")
 panels["b"].set_title("beta-tilde: as if x were known,\ntoo little noise in long steps")
 panels["c"].set_title("beta: as if data were N(0, I),\nthe most noise of the three")
-fig.suptitle("Ancestral steps need noise, and in long steps its amount matters", size=16)
+fig.suptitle("Ancestral steps need noise, and in long steps its amount matters")
 fig.supxlabel("Gray: data. Distance: energy distance to data, over that of noise. Red: over 1.\n ")
 slider = plt.Slider(plt.axes([.4, 0, .3, .02]), "last row steps", 1, 100, valinit=100, valstep=1)
 slider.on_changed(lambda num_steps: draw("ghi", int(num_steps)))
-fig.savefig("04_ancestral.png", dpi=120)
+fig.savefig("04_ancestral.png")
 
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
-# C1 allows four times 0.0016, its std if both samples were real data. Untrained, C2 is nearly 1.
+# With real data for both samples, C1's difference would have a std of 0.0016. C1 allows about four.
 claim("C1", f"100 steps with {args.var} match 1000. Added distance", hundred - thousand, "<", 0.006)
 claim("C2", "With 10 steps, beta-tilde's distance over beta's", ten_tilde / ten_beta, ">", 1.25)
 claim("C3", "1000 steps (beta) end closer to the data than noise. Distance", thousand, "<", limit)

@@ -4,12 +4,12 @@
 # ///
 """10 Why discrete? Generating images from tokens, the way a language model generates text.
 
-A token is an integer that stands for a piece of data, like a byte of text. Images need no tokens:
-diffusion makes sharp ones from pixels (lesson 08). But as tokens, one net with one loss can learn
-text, audio, and images. Also, a net that predicts pixels by squared error returns the mean of all
-images that fit, a blur, so diffusion takes many small steps. For tokens, a net returns
-probabilities, and one forward pass (short: pass) can sample all, but each without the others.
-RUN    python 10_discrete.py              (7 seconds; the slider sets the number of passes)
+A token is an integer that stands for a piece of data, like a byte of text. As tokens, text, audio,
+and images can share one net and one loss. Images don't need that: diffusion makes them from pixels
+(lesson 08), but in many steps, as a net with squared error returns the mean of all that is left, a
+blur. For tokens, a net returns probabilities. One forward pass (short: pass) can sample sharp rows
+for the whole image, but each without seeing the others, so they may not fit together.
+RUN    python 10_discrete.py              (8 seconds; the slider sets the number of passes)
 BREAK  python 10_discrete.py --passes 1   (C1 and C2 fail: one pass has to keep all its guesses)
 PAPER  arXiv 2202.04200, section 3.2 (MaskGIT); 2107.03006, section 3 (absorbing diffusion)"""
 import argparse
@@ -73,15 +73,16 @@ def train(tokens, vocab_size, iters, dim=16, width=128, batch_size=64, lr=0.01):
 
 # --- Sampling: all tokens are hidden at first, and each pass keeps some of its guesses. If an image
 # is A A or B B (two rows), half of all independent guesses are A B or B A. But if we keep only one
-# guess, the next pass sees it and copies it. The most probable guesses seldom clash, as the net is
-# sure of them. But rare rows have a low probability, so MaskGIT drops them, and its images repeat.
+# guess, the next pass sees it and copies it. The most probable guesses seldom clash. But what isn't
+# kept is drawn again, often as a more common row, so MaskGIT loses rare rows, and images repeat.
 METHODS = {"autoregressive": "top row first", "hybrid": "top row first, then all the rest",
            "MaskGIT": "most probable rows first", "masked diffusion": "random rows first"}
 
 def sample(net, method, num_samples, num_tokens, mask_token, num_passes):
     """Sample tokens (B, N) with any net(x) that returns logits (B, N, V), in 1 to N passes."""
     assert method in METHODS
-    num_passes = num_tokens if method == "autoregressive" else num_passes
+    if method == "autoregressive":
+        num_passes = num_tokens  # one token a pass, so that only the net's errors remain
     x = torch.full((num_samples, num_tokens), mask_token)
     for passes_left in range(num_passes, 0, -1):
         dist = torch.distributions.Categorical(logits=net(x))
@@ -100,7 +101,7 @@ def sample(net, method, num_samples, num_tokens, mask_token, num_passes):
     return x
 
 def measure(x, tokens):
-    """Return where samples x (B, N) differ from the nearest of n images, and copies of each."""
+    """Return which tokens of x (B, N) differ from the nearest of n images, and copies of each."""
     is_same = x[:, None] == tokens  # (B, n, N), each sample compared with each image
     nearest = is_same.sum(2).argmax(1)  # (B,), the image that has the most tokens in common
     return x != tokens[nearest], is_same.all(2).sum(0)  # (B, N), (n,)
@@ -109,25 +110,24 @@ net = train(tokens, len(codebook), args.iters).requires_grad_(False)  # the trai
 fig, axes = plt.subplots(5, figsize=(12, 6.6), height_ratios=[3, 2, 2, 2, 2], layout="constrained")
 fig.suptitle("Rows guessed at once may not fit together. Keeping the most probable repeats images.")
 passes = plt.Slider(plt.axes([.9, .95, .07, .04]), "passes ", 1, 16, valinit=args.passes, valstep=1)
-axes[0].imshow(torch.vstack([torch.hstack([*half]) for half in images.split(20)]), "Greys")
-axes[0].set_title("40 training images: a row of pixels is a token. 100 fair draws show about 37")
-axes[0].set_xlabel("Dark blue rows are chosen last. Red rows differ from the nearest image above")
+grid = torch.vstack([torch.hstack([*half]) for half in images.split(20)])  # (32, 320)
+mean = images.mean(0).kron(torch.ones(2, 2))  # (32, 32), twice as large
+axes[0].imshow(torch.hstack([grid, mean]), "Greys")
+axes[0].set_title("40 training images, each row a token. Right: their mean, drawn by squared error")
+axes[0].set_xlabel("Below are samples. Red: rows that differ from the nearest training image")
 
 def draw(value):
     torch.manual_seed(args.seed)
     for ax, method in zip(axes[1:], METHODS):
-        seen = []  # what the net sees in each pass
-        x = sample(lambda x: seen.append(x) or net(x), method, 100, 16, len(codebook), int(value))
+        x = sample(net, method, 100, 16, len(codebook), int(value))
         is_wrong, counts = measure(x, tokens)
-        chosen_in = sum(before[0] == len(codebook) for before in seen)  # (16,), in which pass
-        order = torch.tensor(plt.cm.Blues(0.7 * chosen_in / len(seen)))[:, :3]  # (16, RGB)
-        paper = torch.where(is_wrong[:14, :, None], torch.tensor([1, 0.6, 0.6]), 1)  # (14, 16, RGB)
-        paper = torch.cat([order[None], paper])  # the first sample is shown twice, first on blue
-        ink = codebook[x[[0, *range(14)]]]  # (15, 16, 16)
-        pixels = paper[:, :, None] * (1 - ink[..., None])  # (15, 16, 16, RGB), black where ink is 1
+        paper = torch.where(is_wrong[..., None], torch.tensor([1, 0.6, 0.6]), 1)  # (100, 16, RGB)
+        pixels = paper[:, :, None] * (1 - codebook[x][..., None])  # (100, 16, 16, RGB), black ink
+        frames = nn.functional.pad(pixels[:16], [0, 0, 1, 1, 1, 1], value=1)  # (16, 18, 18, RGB)
         ax.clear()
-        ax.imshow(torch.hstack([*nn.functional.pad(pixels, [0, 0, 1, 1, 1, 1], value=1)]))  # frames
-        ax.set_title(f"{method} (passes: {len(seen)}): {METHODS[method]}", loc="left")
+        ax.imshow(torch.hstack([*frames]))
+        num_passes = 16 if method == "autoregressive" else int(value)
+        ax.set_title(f"{method} ({num_passes} passes): {METHODS[method]}", loc="left")
         ax.set_title(f"{counts.sum()}% correct, {(counts > 0).sum()} of 40 images", loc="right")
     plt.setp(axes, xticks=[], yticks=[])
 
@@ -141,8 +141,8 @@ def claim(name, sentence, value, sign, bound):
 torch.manual_seed(args.seed)  # so these are the samples of the figure
 samples = [sample(net, method, 100, 16, len(codebook), args.passes) for method in METHODS]
 _, hybrid, maskgit, diffusion = [measure(x, tokens)[1] for x in samples]
-# Both bounds are two std of chance. A count out of 100 has a std of at most 5, and a difference of
-# two such counts 7. How many images n fair draws show has at most 2.02, for any n, a difference 3.
+# Both bounds are two std of chance. The share of correct samples has a std of at most 5%, and a
+# difference of two 7%. The number of images in fair draws has a std of about 2, a difference 3.
 claim("C1", "correct, hybrid - diffusion", hybrid.sum() - diffusion.sum(), ">", 2 * 7)
 claim("C2", "distinct, hybrid - MaskGIT", (hybrid > 0).sum() - (maskgit > 0).sum(), ">", 2 * 3)
 print("figure: 10_discrete.png")

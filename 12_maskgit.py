@@ -5,9 +5,9 @@
 """12 D3PM and MaskGIT: masked diffusion, which generates an image's tokens in a few rounds.
 
 At first, all 64 tokens of an image are hidden. In each round, a net predicts the hidden tokens, and
-we reveal some. Ten rounds leave few mistakes. D3PM reveals random tokens. MaskGIT reveals the most
-confident ones, which then makes fewer mistakes. But it repeats a few images, unless we add noise.
-RUN    python 12_maskgit.py              (13 seconds; sliders: rounds, Gumbel noise)
+we reveal some. Ten rounds leave few mistakes. D3PM reveals random tokens. MaskGIT reveals those of
+which the net is most confident, and makes fewer mistakes, but repeats itself, unless we add noise.
+RUN    python 12_maskgit.py              (12 seconds; sliders: rounds, Gumbel noise)
 BREAK  python 12_maskgit.py --rounds 1   (C1 and C2 fail: samples mix parts of different digits)
 PAPER  arXiv 2107.03006, section 3 (absorbing D3PM); 2202.04200, section 3.2 (MaskGIT)"""
 import argparse, signal
@@ -76,11 +76,11 @@ def d3pm(net, xt, num_rounds, mask_token):
         xt = torch.where(is_revealed & (xt == mask_token), guess, xt)
     return xt
 
-# --- MaskGIT reveals the guesses of highest probability, called confidence. A 3 and a 7 both have
-# ink at the top, so "ink" is a safe guess there. At the lower right, only the 3 has ink, so this
-# guess waits. But an improbable guess is not kept. It is sampled again in the next round, until it
-# is a probable one. So rare images die out. Gumbel noise on log p helps: the first position is then
-# drawn in proportion to p**(1 / scale), by the Gumbel-max trick. A huge scale draws any (as D3PM).
+# --- MaskGIT reveals the guesses of highest probability, called confidence. Where all images agree,
+# a guess is safe. The rest waits, and is drawn again in the next round. So a token that few images
+# have has little chance to be kept, and images with such tokens die out. Gumbel noise helps: the
+# highest log p + scale * Gumbel is at a position with probability proportional to p**(1 / scale)
+# (the Gumbel-max trick). At scale 0, this is the highest p, and at a huge scale random, as in D3PM.
 def maskgit(net, xt, num_rounds, mask_token, noise):
     """Like d3pm. Each sequence reveals an equal share of its own hidden tokens in each round."""
     assert num_rounds > 0, "maskgit needs at least one round, or mask tokens would remain"
@@ -90,7 +90,7 @@ def maskgit(net, xt, num_rounds, mask_token, noise):
         scale = noise * (t - 1) / num_rounds  # falls to 0: late tokens should fit the rest
         confidence = p.log_prob(guess) + scale * Gumbel(0, 1).sample(xt.shape)
         confidence[xt != mask_token] = -torch.inf  # visible tokens come last, so they stay
-        order = confidence.argsort(descending=True)  # (B, N), positions, such as 2 0 1
+        order = confidence.argsort(descending=True)  # (B, N), for confidence -2 -5 -1: 2 0 1
         rank = order.argsort()  # (B, N), where each position stands in this order: 1 2 0
         num_keep = (xt == mask_token).sum(1, keepdim=True) // t  # (B, 1), 64 in 10 rounds: 6 or 7
         xt = torch.where(rank < num_keep, guess, xt)
@@ -102,10 +102,10 @@ def sample(net, xt, num_rounds, mask_token, noise, seed):  # {name of method: sa
             "MaskGIT without noise": maskgit(net, xt, num_rounds, mask_token, 0),
             "MaskGIT with noise": maskgit(net, xt, num_rounds, mask_token, noise)}
 def score(x, tokens):
-    """Return where x, (B, N), differs from the nearest image, how often, and how many occur."""
-    nearest = (x[:, None] != tokens).sum(2).argmin(1)  # (B,), the most similar image
+    """Return where x (B, N) differs from the nearest image, how often, and how many are right."""
+    nearest = (x[:, None] != tokens).sum(2).argmin(1)  # (B, 40) differences to (B,)
     is_wrong = x != tokens[nearest]  # (B, N)
-    found = nearest[~is_wrong.any(1)]  # for each sample without wrong tokens, which image it is
+    found = nearest[~is_wrong.any(1)]  # which images are drawn without a wrong token
     return is_wrong, is_wrong.sum(1).float().mean(), len(found.unique())
 
 net = train(tokens, len(codebook), args.iters).requires_grad_(False)  # the training is over
@@ -121,11 +121,11 @@ def draw(row, num_rounds):
         ink = codebook[x]  # (B, N, 4), 0 (paper) to 1 (ink), which "RdGy" draws white to black
         ink[is_wrong] = -0.4 - 0.5 * ink[is_wrong]  # -0.4 (paper) to -0.9 (ink), light to dark red
         pixels = nn.functional.fold(ink[:10].mT, (16, 16), 2, stride=2)  # (10, 1, 16, 16)
-        rows = pixels.view(2, 5, 16, 16).transpose(1, 2).reshape(32, 80)  # two rows of five images
+        rows = pixels.view(2, 5, 16, 16).transpose(1, 2).reshape(32, 80)  # from (2, 16, 5, 16)
         ax.clear()
         ax.imshow(rows, "RdGy", vmin=-1, vmax=1)
         ax.set(xticks=[], yticks=[], title=name if ax in axes[0] else "")
-        ax.set_xlabel(f"{wrong:.1f} of 64 tokens wrong, {images} of 40 images occur\n")
+        ax.set_xlabel(f"{wrong:.1f} of 64 tokens wrong, {images} of 40 images drawn right\n")
     row[0].set_ylabel(f"rounds: {num_rounds}")
 
 for row, num_rounds in zip(axes, [1, args.rounds, 64]):
@@ -142,9 +142,9 @@ def claim(name, sentence, value, sign, bound):
 with_noise = lambda n: sample(net, blank, n, mask_token, 1, args.seed)["MaskGIT with noise"]
 _, one_round, _ = score(with_noise(1), tokens)
 _, wrong, num_images = score(with_noise(args.rounds), tokens)
-# Tokens clash mainly within a round. In ten rounds, a tenth of all pairs share one. C1: a fifth.
+# Of all pairs of tokens, a tenth share a round if there are ten. C1 allows twice that, a fifth.
 claim("C1", "Wrong tokens, against a fifth of those in one round", wrong, "<", one_round / 5)
-claim("C2", "Most of the 40 images should occur in 200 samples", num_images, ">", len(tokens) / 2)
+claim("C2", "Images of 40 that occur, drawn right, in 200 draws", num_images, ">", len(tokens) / 2)
 print("figure: 12_maskgit.png")
 if plt.get_backend().lower() != "agg":  # there is no window to show without a display
     plt.show()

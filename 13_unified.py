@@ -5,10 +5,10 @@
 """13 Unified-token transformers: one net reads and writes images, audio, and text.
 
 A number can be drawn, dialed, or spelled. Once all three are tokens of one vocabulary, a net that
-predicts the next token, like GPT, translates any to any. A special token says what to write. Here,
-tokens are given. Real systems get them from images and sound by trained tokenizers (lesson 11).
-RUN    python 13_unified.py                       (6 seconds; slider: 7 and 8 digits fail)
-BREAK  python 13_unified.py --no-special-tokens   (C1, C2 fail: the net must guess what to write)
+predicts the next token, like GPT, translates any to any. A special token such as <text> says which
+modality to write. (Real systems get tokens from images and sound as in lesson 11. We make them up.)
+RUN    python 13_unified.py                       (5 seconds; slider: 7 and 8 digits fail)
+BREAK  python 13_unified.py --no-special-tokens   (C1, C2 fail: the net must guess the modality)
 PAPER  arXiv 2405.09818 (Chameleon: one transformer for interleaved text and image tokens)"""
 import argparse, signal
 import matplotlib.pyplot as plt
@@ -45,11 +45,11 @@ def encode(digits, modality):  # (B, m) to tokens (B, m + 2)
 #     prompt    <image>  4   2  <end>          answer    <text>  four  two  <end>
 #     position     0     1   2    0            position     0     1     2     0
 # Positions count digits. At "four", the position is 1, so the net can look up position 2 of the
-# prompt and write "two". At "two", position 3 of the prompt has no digit, and it learns to end.
+# prompt and write "two". After "two", it finds no digit at position 3, and learns to write <end>.
 def count_digits(tokens):  # (B, N) to positions (B, N)
     is_digit = tokens >= len(SPECIAL)
     return is_digit.cumsum(1) * is_digit  # special tokens get 0, and are not counted
-# A prompt may mix modalities. Training has no mix, but the second digit still has position 2:
+# A prompt may mix modalities. The net never trains on that, but the second digit keeps position 2:
 #     prompt    <image>  4  <end>  <audio>  697+1336  <end>
 #     position     0     1    0       0        2        0
 def interleave(digits):  # (B, m) to tokens (B, m + 4): three digits as an image, the rest as audio
@@ -76,13 +76,13 @@ def train(net, iters, max_digits=6, batch_size=16, lr=0.01):
     for i in range(iters):
         optimizer.param_groups[0]["lr"] = lr * (1 - i / iters)  # large steps first, then small
         digits = torch.randint(10, (batch_size, 1 + i % max_digits))
-        prompt, answer = [encode(digits, MODALITIES[j]) for j in torch.randint(3, [2])]
+        prompt, answer = [encode(digits, MODALITIES[j]) for j in torch.randint(3, [2])]  # any two
         logits = net(prompt, answer[:, :-1])  # (B, N, V), a prediction for each token
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), answer.flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if i % 100 == 0:  # the loss stays above 0, because the answer's modality is random
+        if i % 120 == 0:  # one digit: at best about log(3) / 3 = 0.37, as modalities are random
             print(f"iteration {i} of {iters}: loss {loss:.4f}")
     return net
 
@@ -97,7 +97,8 @@ num_given = 0 if args.no_special_tokens else 1  # how many tokens of the answer 
 fig, ax = plt.subplots(figsize=(12, 7.6), layout="constrained")
 fig.suptitle("The special token chooses the modality. Without it, the net guesses.", size=18)
 COLORS = {"given": "lightgray", "right": "lightblue", "wrong": "lightcoral", "guessed": "khaki"}
-fig.legend(ax.bar(range(4), 1, color=[*COLORS.values()]), COLORS, loc=(0.885, 0.3), fontsize=12)
+handles = ax.bar(range(4), 1, color=[*COLORS.values()])  # only for the legend, as draw clears ax
+fig.legend(handles, COLORS, loc=(0.885, 0.3), fontsize=12)
 def draw_row(y, title, tokens, marks):  # one tile per token, with its index in VOCAB
     ax.text(-0.6, y, title, size=13, ha="right", va="center")
     for x, (token, mark) in enumerate(zip(tokens, marks)):
@@ -105,14 +106,15 @@ def draw_row(y, title, tokens, marks):  # one tile per token, with its index in 
         font = {"size": 36, "color": "w", "backgroundcolor": "k"} if word in IMAGE else {"size": 11}
         if "+" in word:
             word = f"\u266a key {VALUE[token]}\n{word} Hz".replace("+", " +\n")
-        ax.bar(x, 0.9, 0.96, y - 0.45, color=COLORS[mark])
+        ax.bar(x, 0.9, width=0.96, bottom=y - 0.45, color=COLORS[mark])
         ax.text(x, y - 0.1, word, ha="center", va="center", **font)
         ax.text(x, y + 0.4, int(token), ha="center")
 
-def draw_answer(y, title, prompt, wanted, num_given, marks):  # marks of the first tokens
+def draw_answer(y, title, prompt, wanted, num_given, first_marks):  # right in any modality is right
     answer = generate(net, prompt, wanted[:, :num_given], wanted.shape[1])[0]
-    same = [VALUE[a] == VALUE[b] for a, b in zip(answer, wanted[0])]  # in any modality
-    draw_row(y, title, answer, marks + ["right" if ok else "wrong" for ok in same][len(marks):])
+    marks = ["right" if VALUE[a] == VALUE[b] else "wrong" for a, b in zip(answer, wanted[0])]
+    marks[:len(first_marks)] = first_marks
+    draw_row(y, title, answer, marks)
 def draw(num_digits):
     number = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])[:, :int(num_digits)]
     prompt = interleave(number)
@@ -121,14 +123,12 @@ def draw(num_digits):
     draw_row(0, "Prompt. Small numbers:\nvocabulary indices", prompt[0], ["given"] * len(prompt[0]))
     for y, name in enumerate(MODALITIES, 1):
         title = f"Wanted: {name}.\nGiven: " + (f"<{name}>" if num_given else "nothing")
-        wanted = encode(number, name)
-        draw_answer(y, title, prompt, wanted, num_given, ["given"] * num_given)
+        draw_answer(y, title, prompt, encode(number, name), num_given, ["given"] * num_given)
     p = net(prompt, prompt[:, :0])[0, 0].softmax(0)  # of the first token, if nothing is given
     title = f"Nothing given. Chances:\n<image> {p[1]:.0%}, <audio> {p[2]:.0%},\n<text> {p[3]:.0%}"
     draw_answer(4, title, prompt, encode(number, "text"), 0, ["guessed"])
 draw(6)
-bar = plt.axes([0.5, 0.02, 0.25, 0.03])
-slider = plt.Slider(bar, "number of digits (trained: 1 to 6) ", 4, 8, valinit=6, valstep=1)
+slider = plt.Slider(plt.axes([.5, 0, .2, .03]), "digits (trained: 1-6)", 4, 8, valinit=6, valstep=1)
 slider.on_changed(draw)  # training had 1 to 6 digits, so positions 7 and 8 are new to the net
 fig.savefig("13_unified.png")
 

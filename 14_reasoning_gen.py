@@ -7,7 +7,7 @@
 In image A, the digit in each cell names the next cell. The net follows A from a start cell to the
 goal, 1 to 5 hops away. Then it copies image B, with the goal in black. But it can only hop once in
 a forward pass. So it first writes down the cells on its way, as its thoughts.
-RUN    python 14_reasoning_gen.py                 (10 seconds; the buttons show other thoughts)
+RUN    python 14_reasoning_gen.py                 (9 seconds; the buttons show other thoughts)
 BREAK  python 14_reasoning_gen.py --thoughts 0    (from 2 hops on, the net guesses, so C1 fails)
 PAPER  arXiv 2201.11903 (chain of thought), 2310.07923 (why it helps), 2405.09818 (Chameleon)"""
 import argparse, signal
@@ -30,7 +30,7 @@ torch.set_num_threads(1)  # such small nets run fastest on a single core
 #     cells    A        B        answer   The prompt ends at the start, 4. The net writes the rest:
 #     0 1 2    8 4 5    3 1 6    3 1 6    first its thoughts, 7 and 2, then the goal, 5, and then a
 #     3 4 5    6 7 0    0 2 8    0 2 #    copy of B, with 5 in black (#). The row of hops tells it
-#     6 7 8    1 2 3    7 7 4    7 7 4    how far to go next. So we decide how much it thinks.
+#     6 7 8    1 2 3    7 7 4    7 7 4    how far to go next, so we set the number of thoughts.
 #   tokens     <image>  8 .. 3  <image>  3 ... 4  <text>  4  7  2  5  <image>  3 ... 4  <end>
 #   positions  0        1 .. 9  10      11 .. 19  20     21 21 21 22  23      24 .. 32  33
 #   hops       0        0 .. 0  0        0 ... 0  0       1  1  1  0  0        0 ... 0  0
@@ -45,16 +45,16 @@ def make_tasks(num_tasks):  # returns paths, maps A, and images B, (num_tasks, 9
 
 def make_sequences(path, image_a, image_b, num_hops, num_thoughts):  # fewer thoughts than hops
     cells, goal = path[:, :num_thoughts + 1], path[:, [num_hops]]  # start and thoughts, goal
-    answer = image_b.scatter(1, goal, BLACK)  # token surgery: one token of B changes
+    answer = image_b.scatter(1, goal, BLACK)  # token surgery: only one token of B changes
     image, text, end = [torch.full_like(goal, token) for token in (IMAGE, TEXT, END)]
     tokens = torch.cat([image, image_a, image, image_b, text, cells, goal, image, answer, end], 1)
     positions = torch.tensor(sorted([*range(NUM_POSITIONS)] + [START_POSITION] * num_thoughts))
-    hops = (positions == START_POSITION).int()  # start and thoughts share 21, so hops look alike
+    hops = (positions == START_POSITION).int()  # start, thoughts: all hops are one task
     hops[START_POSITION + num_thoughts] = num_hops - num_thoughts  # all hops left to the goal
     return tokens, positions, hops  # the three rows above: (num_tasks, N), (N,), (N,)
 
-# --- Net. To hop from 4, the query of token 4 fits the key of position 4 in A, and it finds 7. The
-# next hop needs the query of a token 7, so it can't happen until 7 is an input, in the next pass.
+# --- Net. To hop from 4, the query of token 4 fits the key of cell 4 in A, and it finds 7. The next
+# hop needs the query of a 7. With one layer, that takes another pass, which reads 7 as a thought.
 class Thinker(nn.Module):  # like GPT, but with one layer
     def __init__(self, vocab_size, num_positions, max_hops, dim=64, num_heads=8):
         super().__init__()
@@ -90,51 +90,51 @@ def generate(net, tokens, positions, hops):  # continues tokens (B, n) to (B, N)
         logits = net(tokens, positions[:n], hops[:n])  # one forward pass for each new token
         tokens = torch.cat([tokens, logits[:, -1:].argmax(2)], 1)
     return tokens
+
+def evaluate(net, tasks, num_hops, num_thoughts, num_given=0):  # gives the first num_given thoughts
+    target, positions, hops = make_sequences(*tasks, num_hops, min(num_thoughts, num_hops - 1))
+    written = generate(net, target[:, :START_POSITION + 1 + num_given], positions, hops)
+    return written, (written == target).all(1).float().mean()  # the share without a wrong token
+
 net = train(Thinker(VOCAB_SIZE, NUM_POSITIONS, MAX_HOPS), args.iters).requires_grad_(False)
 path, image_a, image_b = tasks = make_tasks(100)
 accuracy = torch.zeros(5, 5)  # the share of tasks in which the net writes every token right
-outputs = {}  # for each button: the sequence of task 1, for 5 hops, as the net writes it, (N,)
-fig, axes = plt.subplot_mosaic("SSRMMM;SSRMMM;012345", figsize=(12, 7.5), layout="tight")
+outputs = {}  # what the net writes for task 1 with 5 hops, (N,), for each button
+fig, axes = plt.subplot_mosaic("SSBMMM;SSRMMM;012345", figsize=(12, 7.5), layout="tight")
 for thoughts in range(5):
     for num_hops in range(1, 6):
-        right, *rows = make_sequences(*tasks, num_hops, min(thoughts, num_hops - 1))
-        written = generate(net, right[:, :START_POSITION + 1], *rows)
-        accuracy[thoughts, num_hops - 1] = (written == right).all(1).float().mean()
+        written, accuracy[thoughts, num_hops - 1] = evaluate(net, tasks, num_hops, thoughts)
         axes["S"].text(num_hops, thoughts, f"{accuracy[thoughts, num_hops - 1]:.2f}", ha="center")
     outputs[f"thoughts: {thoughts}"] = written[1]
 axes["S"].pcolormesh(range(1, 6), range(5), accuracy, cmap="Blues", vmax=2)  # 1 is mid blue
 axes["S"].set(xlabel="hops from the start to the goal", ylabel="thoughts allowed",
-              title="Accuracy: extra hops need thoughts\n(best guess without them: 1 of 7 cells)")
-
-wrong = path[:, [0, *range(3, 9)]]  # skips two cells: path[3] is a wrong first thought
-right, *rows = make_sequences(wrong, image_a, image_b, 5, 4)  # the goal is wrong[5], or path[7]
-written = generate(net, right[:, :START_POSITION + 2], *rows)
-follows = (written == right).all(1).float().mean()
+              title="Accuracy: each extra hop needs a thought\n(else, the net guesses)")
+# We give a wrong first thought, path[3]. If the net goes on from there, it ends at path[7].
+detour = path[:, [0, *range(3, 9)]], image_a, image_b
+written, follows = evaluate(net, detour, 5, 4, num_given=1)
 outputs["wrong thought"] = written[1]
 
-def draw_board(ax, tokens):  # nine cells, of a map or of a drawn image
+def draw_board(ax, title, tokens):  # nine cells, of a map or of an image
     for cell, token in enumerate(tokens):
         ax.text(cell % 3, cell // 3, "012345678■▦??"[token], ha="center", va="center", size=18)
     ax.pcolormesh(range(3), range(3), torch.zeros(3, 3), cmap="Greys", edgecolors="0.7")
-    ax.set(xticks=[], yticks=[], ylim=(2.5, -0.5), aspect=1)
-for k, (label, written) in zip("012345", outputs.items()):
-    draw_board(axes[k], written[GOAL + 2:-1])
-    axes[k].set_title(f"{label}\n{written[START_POSITION + 1:GOAL].tolist()}")
-    axes[k].set_xlabel(f"goal: {written[GOAL]}", color="k" if written[GOAL] == path[1, 5] else "r")
+    ax.set(title=title, xticks=[], yticks=[], ylim=(2.5, -0.5), aspect=1)
+draw_board(axes["B"], "Image B", image_b[1])
+for k, (label, output) in zip("012345", outputs.items()):  # all for task 1, with 5 hops
+    draw_board(axes[k], f"{label}\n{output[START_POSITION + 1:GOAL].tolist()}", output[GOAL + 2:-1])
+    axes[k].set_xlabel(f"goal: {output[GOAL]}", color="k" if output[GOAL] == path[1, 5] else "r")
 axes["0"].set_ylabel("B with the goal in\nblack (red: wrong)")
 
 def draw(label):  # shows the way on the map
     ax = axes["M"]
     ax.clear()
-    draw_board(ax, image_a[1])
+    draw_board(ax, f'Map A: each digit names the next cell\n(arrows: "{label}")', image_a[1])
     for cell, name in zip(path[1], "start,,,,,goal,,,".split(",")):
         ax.text(cell % 3 - 0.45, cell // 3 - 0.2, f"cell {cell}\n{name}")
     way = [(cell % 3, cell // 3) for cell in outputs[label][START_POSITION:GOAL + 1]]
     for here, there in zip(way, way[1:]):
         ax.annotate("", there, here, arrowprops=dict(arrowstyle="-|>", shrinkA=15, shrinkB=15))
-    ax.set_title(f"Map A: each digit names the next cell\n(arrows: \"{label}\")")
     plt.draw()
-
 radio = widgets.RadioButtons(axes["R"], list(outputs))
 radio.on_clicked(draw)
 radio.set_active(args.thoughts)
@@ -143,7 +143,7 @@ def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
 claim("C1", "Accuracy, worst of 1 to 5 hops", accuracy[args.thoughts].min(), ">", 0.95)
-claim("C2", "Accuracy without thoughts, 2 hops (best guess: 1/7)", accuracy[0, 1], "<", 2 / 7)
+claim("C2", "Accuracy without thoughts, 2 hops (best guess: 1 in 7)", accuracy[0, 1], "<", 2 / 7)
 claim("C3", "Tasks in which it goes on from a wrong thought", follows, ">", 0.95)
 print("figure: 14_reasoning_gen.png")
 if plt.get_backend().lower() != "agg":  # there is no window to show without a display

@@ -133,7 +133,7 @@ def test_titles_and_claims_are_counts_of_the_samples_by_brute_force(run, ns, pie
     for axes, row, rounds in zip(ns.axes, counts, (1, 10, 64)):
         assert axes[0].get_ylabel() == f"rounds: {rounds}"
         for ax, (wrong, images), name in zip(axes, row, rows[0]):
-            a, b = re.fullmatch(r"(\S+) of 64 tokens wrong, (\d+) of 40 images occur\n", ax.get_xlabel()).groups()
+            a, b = re.fullmatch(r"(\S+) of 64 tokens wrong, (\d+) of 40 images drawn right\n", ax.get_xlabel()).groups()
             assert abs(float(a) - wrong) < 0.051 and int(b) == images and ax.get_title() == (name if rounds == 1 else "")  # once, on top
     (one, _), (ten, images) = counts[0][2], counts[1][2]
     (value, bound), (occur, half) = run.numbers()["C1"], run.numbers()["C2"]
