@@ -5,9 +5,9 @@
 """07 DDPM and flow matching are one method on two paths, with DDIM, velocity, and the score.
 
 Both mix data x and noise eps, xt = a x + s eps. DDPM's path is variance-preserving (VP), with
-a^2 + s^2 = 1. Flow matching's path is linear, with a + s = 1. Division by r = sqrt(a^2 + s^2)
-leads from the linear path to the VP path. So one net, trained for DDPM, serves both.
-RUN    python 07_bridge.py             (5 seconds; the slider turns the division off)
+a^2 + s^2 = 1. Flow matching's path is linear, with a + s = 1. Divide a point on the linear path
+by r = sqrt(a^2 + s^2), and it lies on the VP path. So one net, trained for DDPM, serves both.
+RUN    python 07_bridge.py             (4 seconds; the slider turns the division off)
 BREAK  python 07_bridge.py --power 0   (C1 and C3 fail, because the net's input is not divided)
 PAPER  arXiv 2010.02502 (DDIM), equations 12 and 16, by Song, Meng, and Ermon"""
 import argparse, signal
@@ -38,12 +38,11 @@ def two_moons(n):
 
 # --- The bridge. xt / r has weights a / r and s / r. Their squares add up to 1, as on the VP path.
 def make_predictor(net, power=1):
-    """Return a predict(xt, a, s) for eps_hat, (B, D). net sees (B, D + 2), divided by r**power."""
+    """Return predict(xt, a, s), which gives eps_hat, (B, D), by a net of (xt, a, s) / r**power."""
     def predict(xt, a, s):  # xt is (B, D), a and s are numbers or (B, 1)
         r = (a**2 + s**2) ** 0.5
         ones = torch.ones_like(xt[:, :1])  # (B, 1)
-        inputs = torch.hstack([xt, a * ones, s * ones])  # (B, D + 2)
-        return net(inputs / r**power)
+        return net(torch.hstack([xt, a * ones, s * ones]) / r**power)  # of (B, D + 2)
     return predict
 
 # --- DDPM's training, on the VP path. Squared error teaches the net the mean of eps, given xt.
@@ -69,6 +68,7 @@ for i in range(args.iters):
 # a / a2, plus independent noise. So the noise in xt is s * eps = (a / a2) * s2 * eps2 + new noise.
 # Both eps are standard normal, so rho = (a / a2) * s2 / s is their correlation. Given eps, eps2 has
 # the mean rho * eps and the variance 1 - rho^2. So DDPM keeps rho * s2 of eps_hat, and adds noise.
+# (Both take the mean eps_hat for eps itself, which is exact in the limit of many small steps.)
 @torch.no_grad()
 def sample(predict, xt, levels, eta=0):
     """Denoise xt through n levels (a, s), by DDIM (eta=0) or DDPM (eta=1). Return all n points."""
@@ -84,8 +84,8 @@ def sample(predict, xt, levels, eta=0):
     return torch.stack(path)  # (n, ...)
 
 # --- Flow matching's path is xt = t * x + (1 - t) * eps. So v = dxt/dt = x - eps = (xt - eps) / t.
-# Its sampler follows v_hat, the mean of v, given xt. The mean is enough, as it decides how many
-# points cross any border (lesson 05). As xt = t * x_hat + (1 - t) * eps_hat, Euler's step is:
+# A net trained on v also learns the mean of eps. The sampler follows v_hat, the mean of v, which
+# decides how the distribution changes (lesson 05). As xt = t x_hat + (1 - t) eps_hat, Euler gives
 #     xt2 = xt + (t2 - t) * (x_hat - eps_hat) = t2 * x_hat + (1 - t2) * eps_hat, as in DDIM
 @torch.no_grad()
 def sample_flow(predict, xt, times):
@@ -97,7 +97,7 @@ def sample_flow(predict, xt, times):
         path.append(xt)
     return torch.stack(path)  # (n, ...)
 
-t = torch.linspace(0.05, 1, 31)  # not from 0, because a step divides by t
+t = torch.linspace(0.05, 1, 31)  # not from 0: we divide by t. xt is nearly noise there
 linear = torch.stack([t, 1 - t], 1)  # (31, 2)
 r = linear.norm(dim=1, keepdim=True)  # (31, 1)
 vp = linear / r
@@ -116,24 +116,24 @@ distance = torch.cdist(sample(predict, noise, vp, eta=1)[-1], CENTERS).amin(1).m
 #     score = grad p(xt) / p(xt) = E[-eps / s * N] / E[N] = -eps_hat / s, by Bayes' rule
 halfway = (0.5 * two_moons(300) + 0.5 * noise).requires_grad_()  # (300, 2), on the linear path
 score = -predict_flow(halfway, 0.5, 0.5) / 0.5
-var = (0.5 * STD) ** 2 + 0.5**2  # of each of the 64 Gaussians, whose average is the density
+var = 0.25 * STD**2 + 0.25  # of each of the 64 Gaussians, whose average is the density
 log_p = (-torch.cdist(halfway, 0.5 * CENTERS) ** 2 / (2 * var)).logsumexp(1)  # plus a constant
 exact = torch.autograd.grad(log_p.sum(), halfway)[0]  # (300, 2), grad log p
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(12, 5.8), layout="constrained")
 left.set(xlabel="a, the weight of the data\n\n", ylabel="s, the weight of the noise", aspect=1)
 left.set_title("Dividing by $r=\\sqrt{a^2+s^2}$ leads from\nflow matching (orange) to DDPM (blue)")
-left.plot(*torch.stack([0 * vp, vp]).permute(2, 0, 1).numpy(), "0.75")  # a ray to each point
+left.plot(*torch.stack([0 * vp, vp], 1).flatten(0, 1).T, "0.75")  # rays from (0, 0) and back
 left.plot(*vp.T, "C0o-", *linear.T, "C1o-")
 def draw(power):
     flow = sample_flow(make_predictor(net, power), r[0] * noise, t)
     right.clear()
     right.plot(*x.T, ".", color="0.8")  # x: data
-    right.plot(*torch.stack([ddim, flow])[:, :, 0].permute(2, 0, 1).numpy(), "0.75")  # joins levels
     right.plot(*ddim[-1].T, "C0o", *flow[-1].T, "C1.")  # the ends of all 300
     right.plot(*ddim[:, 0].T, "C0.-", *flow[:, 0].T, "C1.-")  # the paths from (2, 2)
-    right.set(xlim=(-2.9, 2.9), ylim=(-2.3, 2.3), aspect=1, xlabel="curves: one sample's path")
-    right.set_title("One net: flow (orange) ends where\nDDIM (blue) does, if we divide by r")
+    right.plot(*sample_flow(make_predictor(net, 0), r[0] * noise, t)[:, 0].T, "r.-")  # fails
+    right.set(xlim=(-2.9, 3.7), ylim=(-2.3, 2.3), aspect=1, xlabel="curves: one sample's path")
+    right.set_title("One net: flow (orange) ends where DDIM\n(blue) does (red: without dividing)")
 draw(args.power)
 slider = plt.Slider(plt.axes([0.7, 0, 0.2, 0.04]), "divide by r? 0: no", 0, 1, valinit=args.power)
 slider.on_changed(draw)
