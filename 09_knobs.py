@@ -4,9 +4,9 @@
 # ///
 """09 Practical knobs: prediction target, t_scale, noise schedule, solver order, and guidance.
 
-A flow leaves these choices open. For each, this file gives a reason, the code, and an experiment.
+A flow leaves these choices open. For each, this file gives a reason, the code, and a plot.
 RUN    python 09_knobs.py                (5 seconds; the slider sets the guidance w)
-BREAK  python 09_knobs.py --target eps   (C1 fails: near noise, v is rough, and long steps go wrong)
+BREAK  python 09_knobs.py --target eps   (C1 fails: near noise, this makes v inaccurate)
 PAPER  arXiv 2102.09672, equation 17 (schedule); 2202.00512 (targets); 2207.12598 (guidance)"""
 import argparse, signal
 import matplotlib.pyplot as plt
@@ -31,15 +31,15 @@ moon = torch.hstack([angle.cos() - 0.5, angle.sin() - 0.25])  # (3200, 2), the u
 upper = (moon + 0.09 * torch.randn_like(moon)) / 0.7107  # (3200, 2), mean |x|^2 is 2, as for noise
 y = 1 - 2 * torch.randint(2, angle.shape)  # label 1 is the upper moon, -1 is the lower moon
 x = y * upper  # the lower moon is the upper one, turned by 180 degrees
-y[torch.rand(3200) < 0.2] *= -1  # a fifth are wrong, and so will be as many samples (knob 5)
+y[torch.rand(3200) < 0.2] *= -1  # a fifth of the labels are wrong (knob 5)
 
 # --- Knob 1, the target. Points xt = a * x + s * eps, with a = sin(t) and s = cos(t), move from
 # noise (t = 0) to data (t = pi / 2) at velocity v = s * x - a * eps. To sample, we follow the mean
-# of v at xt (lesson 05). A net may learn it from v, eps, or x0 (our x), as their means obey this:
+# of v at xt (lesson 05). A net may predict v, eps, or x0 (our x), as any of their means gives v:
 #     s * xt - eps = s * a * x + (s^2 - 1) * eps = a * (s * x - a * eps) = a * v     (a^2 + s^2 = 1)
 #     x - a * xt   = (1 - a^2) * x - a * s * eps = s * (s * x - a * eps) = s * v
 def convert_to_v(net, target):  # all give v, but dividing by an a or s near 0 magnifies errors
-    def v(xt, t, y):  # xt and y are (B, ...), and t is a number or (B, 1)
+    def v(xt, t, y):  # (B, 2), t a number or (B, 1), (B, 1)
         out = net(torch.hstack([xt, t.expand_as(y), y]))  # (B, 2)
         a, s = t.sin().clamp(0.02), t.cos().clamp(0.02)  # never divide by 0
         return {"v": out, "eps": (s * xt - out) / a, "x0": (out - a * xt) / s}[target]
@@ -51,8 +51,8 @@ factors.legend(["eps: 1 / a (a: share of data)", "x0: 1 / s (s: share of noise)"
 factors.set(title="Knob 1, target: predicting eps errs near\nnoise, and x0 near data (v: always 1)",
             xlabel="t, from noise (0) to data (1.57)", ylabel="error of v / error of the net")
 
-# --- Knob 2, t_scale. Our net reads t itself. DiT reads sines of t, which tell nearby t apart. They
-# were made for t = 1 to 1000. A flow's t ends near 1, so most of them need t_scale = 1000.
+# --- Knob 2, t_scale. Our net reads t itself. DiT reads sines of t, made for t = 1 to 1000. A flow
+# ends at t near 1, where most of these sines are still near 0. So we multiply t by t_scale = 1000.
 angles = t / 10_000 ** torch.linspace(0, 1, 32)  # (3000, 32), frequencies from 1 to 1 / 10,000
 waves.plot(torch.stack([angles, args.t_scale * angles], 2).sin().amax(0).numpy(), "o-")
 waves.legend(["t_scale 1", f"t_scale {args.t_scale}"])
@@ -79,28 +79,28 @@ for i in range(args.iters):  # learns the mean of the target, given xt, t, and t
         print(f"iteration {i} of {args.iters}: loss {loss:.4f}")
 v = convert_to_v(net.requires_grad_(False), args.target)  # frozen
 
-# --- Knob 3, the schedule: at which times we evaluate v. DDPM's linear schedule makes short steps
-# near noise and long ones near data. The cosine schedule spaces t evenly, so no step is very long.
+# --- Knob 3, the schedule: at which t we evaluate v. DDPM's linear beta (lesson 02) makes steps that
+# are short near noise and long near data. The cosine schedule has equal steps in t.
 def linear_times(num_steps):
     beta = torch.zeros(1001)  # beta[0] is 0, as in lesson 02
     beta[1:] = torch.linspace(1e-4, 0.02, 1000)
     a = (1 - beta).cumprod(0).sqrt()  # (1001,), from 1 at data to almost 0 at noise
     step = torch.linspace(1000, 0, num_steps + 1).round()  # from noise to data
     return a[step.long()].asin()  # t, because a = sin(t)
-def cosine_times(num_steps):  # near noise, its steps are longer, and go wrong with --target eps
+def cosine_times(num_steps):  # longer near noise, where --target eps is inaccurate
     return torch.linspace(0, torch.pi / 2, num_steps + 1)  # a = sin(t) = cos(pi / 2 - t)
 
 # --- Knob 4, the solver. NFE is the number of evaluations of v. Heun needs two of them in a step.
 def sample(velocity, xt, y, times, order=2):  # turns noise xt into data, by any velocity(xt, t, y)
-    for t, h in zip(times, times.diff()):  # from t to t + h
+    for t, h in zip(times, times.diff()):  # a step from t to t + h
         v = velocity(xt, t, y)  # Euler (order 1) moves with the velocity at its start
-        if order == 2:  # with --target x0, the end divides by 0.02, so C2 fails
+        if order == 2:  # at the last end, --target x0 divides by s = 0.02, so C2 fails
             v = (v + velocity(xt + h * v, t + h, y)) / 2  # Heun averages start and end
         xt = xt + h * v
     return xt
 
 noise, label = torch.randn(2000, 2), torch.ones(2000, 1)  # we ask for the upper moon
-exact, error = sample(v, noise, label, cosine_times(100)), {}  # many steps, so nearly exact
+exact, error = sample(v, noise, label, cosine_times(100)), {}  # v in 100 steps: nearly exact
 for nfe in (2, 4, 8, 16, 32, 64):
     euler_linear = sample(v, noise, label, linear_times(nfe), order=1)
     euler_cosine = sample(v, noise, label, cosine_times(nfe), order=1)
@@ -114,10 +114,10 @@ errors.set(title=f"Knob 3, cosine: {cosine / linear:.0%} of linear's error\n"
                  f"Knob 4, Heun: {heun / cosine:.0%} of Euler's error",
            xlabel="NFE: evaluations of v (titles: at 16)", ylabel="error: distance to exact ends")
 
-# --- Knob 5, guidance. We aim at p(xt) * p(y | xt)^w, where w > 1 makes the label count more. By
-# Bayes' rule, its log is (1 - w) * log p(xt) + w * log p(xt | y), plus a constant. The gradient of
-# log p, the score, is -(mean eps) / s (lesson 07). By knob 1, this is a * v / s - xt. As 1 - w and
-# w add up to 1, -xt stays, and guided v = (1 - w) * null + w * v. Here, null is v without a label.
+# --- Knob 5, guidance. We aim at p(xt) * p(y | xt)^w, where w > 1 makes the label count more:
+#     its log   = log p(xt) + w * (log p(xt | y) - log p(xt)) + constant               (Bayes' rule)
+#     any score = gradient of log p = -(mean eps) / s = a * v / s - xt           (lesson 07, knob 1)
+#     guided v  = null + w * (v - null), where null is v without a label
 def guide(velocity, w):  # adds classifier-free guidance to velocity(xt, t, y); y = 0 is no label
     def guided(xt, t, y):
         null = velocity(xt, t, 0 * y)
@@ -132,7 +132,7 @@ def draw(w):  # a large w drives samples too far from the other moon, and amplif
         ax.plot(*x.T, ".", color="0.8")
         ax.plot(*guided[i].T, "C0.", *misses[i].T, "r.")
         ax.axis([-4, 3, -3, 2.5])
-        ax.set(title=f"Guidance w = {i}: {len(misses[i]) / 2000:.0%} miss", aspect=1, xlabel="\n")
+        ax.set(title=f"Knob 5, w = {i}: {len(misses[i]) / 2000:.0%} miss", aspect=1, xlabel="\n")
     ax.legend(["data", "samples on the upper moon", "misses: over 0.1 from it"])
 slider = plt.Slider(plt.axes([0.42, 0.01, 0.2, 0.03]), "guidance w", 0, 8, valinit=2, valstep=1)
 slider.on_changed(draw)

@@ -7,8 +7,8 @@
 An encoder turns each patch of a photograph into a point z. The nearest entry q of a codebook takes
 its place, and a decoder reconstructs the patch from q. The index of q is the token of this patch.
 Two things can go wrong: z gets no gradient, and most entries may never be used (codebook collapse).
-RUN    python 11_vq.py                (6 seconds; the slider trains the first VQ again)
-BREAK  python 11_vq.py --no-restart   (C1 fails, because the second codebook collapses, too)
+RUN    python 11_vq.py                (5 seconds; the slider trains the first VQ again)
+BREAK  python 11_vq.py --no-restart   (C1 fails: without restarts, the second VQ collapses, too)
 PAPER  arXiv 1711.00937, equation 3 (VQ-VAE), and 2309.15505 (FSQ)"""
 import argparse, signal
 import torch
@@ -38,22 +38,24 @@ def straight_through(z, q):
     return z + (q - z).detach()  # equals q, but autograd treats the detached term as a constant
 
 # --- Vector quantization (VQ) learns its codebook by an online form of k-means: each entry takes a
-# step to the mean of the z that chose it (exponential moving average, EMA). Why it collapses: a new
-# encoder puts all z close together. If all entries are far away, the same one or few are nearest to
-# every z. Only these move toward the z, so they stay nearest. The others are never chosen.
+# step to the mean of the z that chose it (exponential moving average, EMA). Why it collapses: at
+# first, all z are close together. If all entries are far away, one or a few are nearest to every z.
+# Only these move to the z, and the commitment loss below keeps the z there. The others stay unused.
 def nearest(z, codebook):
     """Return the token of each z, (B, dim): the index, (B,), of the nearest entry in (K, dim)."""
     return torch.cdist(z, codebook).argmin(1)
 
 def update_codebook(codebook, z, restart, decay=0.9):
     """Return the codebook (K, dim) after a step. A restart moves unused entries to random z."""
-    tokens = nearest(z, codebook)
-    moved = z[torch.randint(len(z), [len(codebook)])] if restart else codebook.clone()
-    for k in tokens.unique():
-        moved[k] = decay * codebook[k] + (1 - decay) * z[tokens == k].mean(0)
-    return moved
+    new, tokens = codebook.clone(), nearest(z, codebook)
+    for k in range(len(codebook)):
+        if (tokens == k).any():
+            new[k] = decay * codebook[k] + (1 - decay) * z[tokens == k].mean(0)
+        elif restart:
+            new[k] = z[torch.randint(len(z), [])]
+    return new
 
-# --- Finite scalar quantization (FSQ) rounds each number of z. So its entries are a fixed grid.
+# --- Finite scalar quantization (FSQ) rounds each number of z, so its codebook is a fixed grid.
 def fsq(z, levels):
     """Round z (B, dim) to the nearest of `levels` evenly spaced numbers from -1 to 1."""
     half = (levels - 1) / 2
@@ -91,20 +93,19 @@ def train(x, quantizer, codebook, restart=False, straight=True,
 
 @torch.no_grad()
 def measure(net, x):
-    """Return z, tokens, x_hat, and its error (1 if all pixels have the mean gray of the photo)."""
+    """Return z, tokens, x_hat, and its error (1 if every pixel gets the mean gray of the photo)."""
     z = net.encode(x)
     tokens = nearest(z, net.codebook)
     x_hat = net.decode(net.codebook[tokens])  # in FSQ, the nearest entry is the rounded z
     return z, tokens, x_hat, (x_hat - x).square().mean() / x.var()
 
-gray_error = x.var(1, correction=0).mean() / x.var()  # if each patch becomes its mean gray
+gray_error = x.var(1, correction=0).mean() / x.var()  # the error if each patch gets its own mean
 fig, axes = plt.subplots(2, 5, figsize=(10, 5.2), layout="constrained")
-fig.suptitle("A codebook that starts far from all z collapses, or needs restarts. FSQ is fixed.")
+fig.suptitle("A codebook that starts far from all z needs restarts, or collapses. FSQ's is a grid.")
 
 def draw_image(ax, patches, title):  # from patches (1600, 16)
     ax.clear()
-    image = nn.functional.fold(patches.T, (160, 160), 4, stride=4)[0]
-    ax.imshow(image, "gray", vmin=-0.5, vmax=0.5)
+    ax.imshow(nn.functional.fold(patches.T, 160, 4, stride=4)[0], "gray", vmin=-0.5, vmax=0.5)
     ax.plot(4 * 32 + 1.5, 4 * 18 + 1.5, "C1s", ms=4, mfc="none")  # around patch 752 = 40 * 18 + 32
     ax.set(title=title, xticks=[], yticks=[])
 def draw(column, name, net, patch=752):
@@ -120,8 +121,8 @@ def draw(column, name, net, patch=752):
     ax.set_title(f"{name}\n{len(tokens.unique())} of {len(net.codebook)} in use")
     draw_image(image_ax, x_hat, f"error {error:.3f}")
 
-clump = 0.2 * torch.randn(49, 2)  # 2 + clump is around (2, 2), where no z can be: a bad start
-grid = torch.cartesian_prod(*[torch.linspace(-1, 1, 7)] * 2)  # (49, 2), all pairs of 7 levels
+clump = 0.2 * torch.randn(49, 2)  # 2 + clump is out of reach for z. With 0, all goes well (slider)
+grid = torch.cartesian_prod(*[torch.linspace(-1, 1, 7)] * 2)  # (49, 2), token 7 i + j: levels i, j
 same = {"iters": args.iters, "seed": args.seed}  # so all nets start with the same weights
 draw(1, "VQ", train(x, "vq", 2 + clump, **same))
 second_vq = train(x, "vq", 2 + clump, restart=not args.no_restart, **same)
@@ -135,8 +136,7 @@ axes[0, 0].legend(*axes[0, 3].get_legend_handles_labels(),
                   title=f"error 1: all one gray\nred: above {gray_error:.3f},\neach patch one gray")
 axes[0, 0].set_axis_off()
 fig.savefig("11_vq.png", dpi=140)
-box = plt.axes([0.45, 0.005, 0.4, 0.03])
-start = plt.Slider(box, "retrain VQ, entries start near (s, s), s =", 0, 2, valinit=2, valstep=0.1)
+start = plt.Slider(plt.axes([.5, 0, .4, .03]), "VQ from (s, s), s =", 0, 2, valinit=2, valstep=.1)
 start.on_changed(lambda s: draw(1, "VQ", train(x, "vq", s + clump, **same)))
 
 def claim(name, sentence, value, sign, bound):

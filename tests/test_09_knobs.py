@@ -44,7 +44,7 @@ def by_hand(v, x, times, order=2):
     return x
 
 def cloud(ns, ax):  # samples, and the title's w and share of misses, whose samples are red: over 0.1 from the upper moon
-    w, percent = map(int, re.fullmatch(r"Guidance w = (\d): (\d+)% miss", ax.get_title()).groups())
+    w, percent = map(int, re.fullmatch(r"Knob 5, w = (\d): (\d+)% miss", ax.get_title()).groups())
     data, blue, red = (np.column_stack(line.get_data()) for line in ax.lines)
     assert [to_hex(line.get_color()) for line in ax.lines] == ["#cccccc", "#1f77b4", "#ff0000"] and np.abs(data - ns.x.numpy()).max() < 1e-6
     off = ((blue[:, None] - ns.upper.numpy())**2).sum(2).min(1) > 0.1**2
