@@ -4,8 +4,8 @@
 # ///
 """02 DDPM forward process: turn data into noise step by step, or in one draw by the closed form.
 
-DDPM turns data into noise in T small Gaussian steps. Training never runs them, because t of them
-together equal a single Gaussian draw. We run them to check this, and train a net to find the noise.
+DDPM turns data into noise in T small Gaussian steps. Training skips them, as t steps have the same
+distribution as one draw. We check this, and train a net to predict the noise (used in lesson 04).
 RUN    python 02_ddpm_forward.py          (6 seconds; the slider sets T)
 BREAK  python 02_ddpm_forward.py --T 50   (C2 fails, because 50 steps leave most of the data)
 PAPER  arXiv 2006.11239, equations 2, 4, and 14 (DDPM, by Ho et al.)"""
@@ -38,7 +38,7 @@ def two_moons(n):
 #     x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) z_t,  with fresh noise z_t ~ N(0, I)    (2)
 # It is variance-preserving: if x_{t-1} has variance 1, then x_t has (1 - beta_t) + beta_t = 1, too.
 def linear_schedule(T):
-    """Return beta and abar for t = 0, ..., T, (T + 1, 1) each. The betas are those of Ho et al."""
+    """Return beta and abar, (T + 1, 1) each. The range is that of Ho et al., for T = 1000."""
     beta = torch.cat([torch.zeros(1), torch.linspace(1e-4, 0.02, T)])[:, None]
     return beta, (1 - beta).cumprod(0)
 
@@ -57,21 +57,23 @@ def simulate_chain(x, beta):  # from data x, (n, 2), to x_0, ..., x_T, (T + 1, n
 # Again, they add up to (1 - beta_t) + beta_t = 1. So at every t, with a new eps ~ N(0, I),
 #     x_t = a_t x + s_t eps,  where a_t^2 = (1 - beta_1) ... (1 - beta_t), called abar_t    (4)
 
-# --- Check: (4), solved for eps, should give N(0, 1), whose CDF makes n such eps uniform numbers.
-# If we sort them, they are evenly spaced. The largest gap is the Kolmogorov-Smirnov (KS) distance.
-def measure(T, n=5000):  # returns a and s, (T + 1, 1), chains, (T + 1, n / 2, 2), and KS, (T + 1,)
+# --- Check: solve (4) for eps. If (4) is right, eps is N(0, 1), and its CDF makes it uniform.
+# Sorted, it then lies close to an even grid. The largest distance from the grid, for N numbers, is
+# the Kolmogorov-Smirnov (KS) distance. By chance, P(KS > d) <= 2 exp(-2 N d^2) (DKW inequality).
+MAX_KS = 0.041  # P = 1e-7 for N = 5000
+def measure(T, n=2500):  # a and s, (T + 1, 1), chains of n points, (T + 1, n, 2), and KS, (T + 1,)
     beta, abar = linear_schedule(T)
     a, s = abar.sqrt(), (1 - abar).sqrt()
-    path = simulate_chain(two_moons(n // 2), beta)  # n / 2 points have n coordinates
-    eps = (path - a[:, None] * path[0]) / s[:, None]  # (T + 1, n / 2, 2); at t = 0, 0 / 0 is nan
-    uniform = torch.special.ndtr(eps.flatten(1))  # (T + 1, n)
-    ks = (uniform.sort().values - torch.linspace(0, 1, n)).abs().amax(1)  # the largest difference
+    path = simulate_chain(two_moons(n), beta)
+    eps = (path - a[:, None] * path[0]) / s[:, None]  # (T + 1, n, 2); at t = 0, 0 / 0 is nan
+    uniform = torch.special.ndtr(eps.flatten(1))  # (T + 1, 2 n), by the normal CDF
+    ks = (uniform.sort().values - torch.linspace(0, 1, 2 * n)).abs().amax(1)
     return a, s, path, ks
 a, s, path, ks = measure(args.T)
 
-# --- Training: the net predicts eps from x_t and s_t, which tells it t. Each training point takes
-# one draw from (4), with its own random t, so the training is called simulation-free. Many pairs of
-# x and eps give the same x_t. Squared error is lowest for the mean of their eps, called eps_hat.
+# --- Training: the net predicts eps from x_t and s_t, which tells it t. Each training point takes a
+# draw from (4), with its own random t, and no chain. Many pairs of x and eps give the same x_t, and
+# squared error is lowest for the mean of their eps, called eps_hat.
 def training_batch(a, s, n):  # x_t (n, 2), s_t (n, 1), and eps (n, 2) for random t from 1 to T
     x, eps = two_moons(n), torch.randn(n, 2)
     t = torch.randint(1, len(a), [n])
@@ -94,7 +96,7 @@ def train(a, s, iters, width=64, batch_size=1024, lr=0.03):  # returns a net for
 
 # --- The lowest loss. For this data, we can compute E[eps | x_t], which no net can beat. If x
 # belongs to the center c, then x_t - a c = a (x - c) + s eps is a sum of two independent Gaussians
-# with mean 0. Given their sum, the mean of a part is its share of the variance, times the sum:
+# with mean 0. If we know the sum, the mean of a part is its share of the variance times the sum:
 #     E[s eps | x_t, c] = s^2 / var * (x_t - a c)  with  var = (a STD)^2 + s^2
 def best_eps(xt, st):  # E[eps | x_t], (B, 2), for x_t (B, 2) and s_t (B, 1)
     at = (1 - st**2).sqrt()
@@ -107,35 +109,33 @@ xt, st, eps = training_batch(a, s, 50_000)
 lowest = nn.functional.mse_loss(best_eps(xt, st), eps)
 ratio = nn.functional.mse_loss(net(torch.hstack([xt, st])), eps) / lowest
 
-MAX_KS = 0.041  # by chance, P(KS > e) <= 2 exp(-2 n e^2), here 1e-7 (DKW inequality, n = 5000)
-MAX_A = 0.06  # x and x_T have the correlation a_T, but by chance, up to 4 / sqrt(5000) = 0.057
-fig, axes = plt.subplot_mosaic("0123;4444;5555", figsize=(11.5, 6), height_ratios=[18, 7, 1],
-                               layout="constrained")
+MAX_A = 0.06  # x and x_T have the correlation a_T, measured within 4 std, 4 / sqrt(5000) = 0.057
+fig, axes = plt.subplot_mosaic("0123;4567;8888;9999", figsize=(10, 7.6),
+                               height_ratios=[18, 18, 7, 1], layout="constrained")
+fig.suptitle("t small steps (gray) end like one draw (blue). Orange: how one point gets there")
 *clouds, chart, bar = axes.values()
 slider = plt.Slider(bar, "T steps", 10, 1000, valinit=args.T, valstep=1)
 
+def draw_cloud(ax, points, track, color):  # 500 points, and the track that one of them takes
+    ax.clear()
+    ax.plot(*points[:500].T, ".", color=color)
+    ax.plot(*track.T, "C1o-", mec="k", markevery=[-1])
+    ax.set(xlim=[-3.5, 3.5], ylim=[-3.5, 3.5], box_aspect=1)
 def draw(T):
     torch.manual_seed(args.seed)  # moving the slider back shows the same points
     a, s, path, ks = measure(T)
     x = path[0]
-    for ax, t in zip(clouds, [0, T // 10, T // 4, T]):
+    for ax, ax_2, t in zip(clouds, clouds[4:], [0, T // 10, T // 4, T]):
         xt = a[t] * x + s[t] * torch.randn_like(x)
-        red = f"\nnot noise (red: over {100 * MAX_A**2:.2g}%)" if t == T and a[t] > MAX_A else ""
-        ax.clear()
-        ax.plot(*path[t, :500].T, "C7o", ms=4.5)
-        ax.plot(*xt[:500].T, "C3." if red else "C0.", ms=4.5)
-        ax.plot(*path[:t + 1, 0].T, "C1")  # one point, step by step
-        ax.plot(*torch.stack([x[0], xt[0]]).T, "k--o", markevery=[1])  # one draw
-        ax.axis([-3.5, 3.5, -3.5, 3.5])
-        ax.set(title=f"t = {t}\nvariance: {100 * a[t].item() ** 2:.3g}% data{red}", box_aspect=1)
+        draw_cloud(ax, path[t], path[:t + 1, 0], "0.6")
+        draw_cloud(ax_2, xt, torch.stack([x[0], xt[0]]), "C3" if t == T and a[T] > MAX_A else "C0")
+        ax.set_title(f"t = {t}: {100 * a[t].item() ** 2:.1f}% data")
+    ax_2.set_xlabel(f"red: over {100 * MAX_A**2:.2f}% data")
     chart.clear()
     chart.plot(ks, "k", [0, T], [MAX_KS, MAX_KS], "k--")
-    chart.set(title=f"The chain's eps is not normal noise at {sum(ks > MAX_KS)} of {T} times",
-              ylim=0, ylabel="largest gap (KS)", xlabel="t (dashed: limit of chance)")
+    chart.set(title=f"In the chain, eps fits N(0, 1) at {sum(ks < MAX_KS)} of {T} times",
+              ylim=0, ylabel="KS distance", xlabel="t (dashed: limit of chance)")
 draw(args.T)
-fig.legend(clouds[0].lines, ["after t small steps", "after one draw", "one point's small steps",
-           "the same point's draw"], ncols=4, loc="outside upper center", title_fontsize="x-large",
-           title="t small steps end like one draw, $x_t = a_t x_0 + s_t \\epsilon$")
 slider.on_changed(lambda T: draw(int(T)))
 fig.savefig("02_ddpm_forward.png", dpi=120)
 

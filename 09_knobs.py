@@ -79,7 +79,7 @@ for i in range(args.iters):  # learns the mean of the target, given xt, t, and t
         print(f"iteration {i} of {args.iters}: loss {loss:.4f}")
 v = convert_to_v(net.requires_grad_(False), args.target)  # frozen
 
-# --- Knob 3, the schedule: at which t we evaluate v. DDPM's linear beta (lesson 02) makes steps that
+# --- Knob 3, the schedule: at which t we evaluate v. In t, steps of DDPM's linear beta (lesson 02)
 # are short near noise and long near data. The cosine schedule has equal steps in t.
 def linear_times(num_steps):
     beta = torch.zeros(1001)  # beta[0] is 0, as in lesson 02

@@ -104,7 +104,7 @@ def test_uniform_steps_are_seen_at_t_1_and_not_later(lesson, monkeypatch):
     for seed in "12":
         run = lesson(NAME, "--iters", "2", "--seed", seed)
         assert 0.045 < run.ns.ks[1] < 0.075 and run.ns.ks[2:].max() < 0.041 and not run.claims()["C1"]
-        assert re.findall(r"\d+", run.ns.chart.get_title()) == ["1", "1000"]
+        assert "at 999 of 1000 times" in run.ns.chart.get_title()
     assert abs(gap(np.linspace(-(3**0.5), 3**0.5, 20_001)) - 0.057) < 0.0005  # of the distribution itself
 
 
@@ -191,11 +191,15 @@ def test_the_net_is_near_the_exact_mean_on_simulated_chains(run, ns):
 
 
 def shown(ns):
-    """(t, percent of data, if red, points of the chain, of the closed form, one point's steps, its start and draw) of each cloud."""
-    for ax in ns.clouds:
-        t, data, red = re.fullmatch(r"t = (\d+)\nvariance: (\S+)% data(\nnot noise \(red: over 0.36%\))?", ax.get_title()).groups()
-        assert [to_hex(line.get_color()) for line in ax.lines] == [to_hex(color) for color in ("C7", "C3" if red else "C0", "C1", "k")]
-        yield int(t), float(data), bool(red), *(np.stack(line.get_data(), 1) for line in ax.lines)
+    """(t, percent of data, if red, points of the chain, of the closed form, one point's steps, its start and draw) of each pair of clouds."""
+    assert len(ns.clouds) == 8 and "over 0.36% data" in ns.clouds[7].get_xlabel()
+    for ax, below in zip(ns.clouds, ns.clouds[4:]):
+        t, data = re.fullmatch(r"t = (\d+): (\S+)% data", ax.get_title()).groups()
+        (chain, steps), (draws, pair) = ax.lines, below.lines
+        red = to_hex(draws.get_color()) == to_hex("C3")
+        assert [to_hex(line.get_color()) for line in (chain, steps, draws, pair)] == [to_hex(color) for color in ("0.6", "C1", "C3" if red else "C0", "C1")]
+        assert steps.get_markevery() == pair.get_markevery() == [-1]
+        yield int(t), float(data), red, *(np.stack(line.get_data(), 1) for line in (chain, draws, steps, pair))
 
 
 def test_slider_shows_chains_of_any_length_and_turns_red(ns):
@@ -209,10 +213,10 @@ def test_slider_shows_chains_of_any_length_and_turns_red(ns):
             assert abs(data - 100 * a[t] ** 2) < 0.51 and red == (t == T and a[T] ** 2 > 0.0036) and np.array_equal(chain, path[t, :500])
             exact, z = a[t] ** 2 * DATA_COV + s[t] ** 2 * np.eye(2), (draws - a[t] * path[0, :500]) / max(s[t], 1e-9)
             assert np.abs(np.cov(chain.T) - exact).max() < 0.3 and np.abs(np.cov(draws.T) - exact).max() < 0.3 and len(draws) == 500
-            assert np.array_equal(steps, path[:t + 1, 0]) and np.array_equal(pair, [path[0, 0], draws[0]]) and ns.clouds[0].lines[3].get_markevery() == [1]
+            assert np.array_equal(steps, path[:t + 1, 0]) and np.array_equal(pair, [path[0, 0], draws[0]])
             assert t == 0 or gap(z) < 0.07 and np.abs((z * (chain - a[t] * path[0, :500]) / s[t]).mean()) < 0.13  # fresh noise
             assert t == 0 or -1e-4 < gap((path[t] - a[t] * path[0]) / s[t]) - distance.get_ydata()[t] < 3e-4
-        assert np.array_equal(chance.get_xydata(), [(0, 0.041), (T, 0.041)]) and re.findall(r"\d+", ns.chart.get_title()) == ["0", str(T)]
+        assert np.array_equal(chance.get_xydata(), [(0, 0.041), (T, 0.041)]) and f"at {T} of {T} times" in ns.chart.get_title()
     for old, cloud in zip(before, clouds):  # the same chains, which the claims measure
         assert old[:2] == cloud[:2] and np.array_equal(old[3], cloud[3]) and np.array_equal(old[3], ns.path[old[0], :500].numpy())
 
