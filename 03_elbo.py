@@ -102,8 +102,8 @@ class Net(nn.Sequential):  # x_t, (B, 2), and t, (B, 1), to eps_hat, (B, 2)
         output = super().forward(torch.hstack([x_t, NOISE[t]]))
         return output if self.predict == "eps" else (x_t / ALPHA[t].sqrt() - output) / C[t]
 
-# --- To drop the constant, we compare with a model whose ELBO is known, eps_hat = NOISE[t] x_t. Then
-# (10) is sqrt(alpha_t) x_t, so p steps back as q steps forward. From N(0, I), such a step is the same
+# --- To drop the constant, we compare with a model whose ELBO we know: eps_hat = NOISE[t] x_t. Then
+# (10) is sqrt(alpha_t) x_t, so p steps back as q steps forward. From N(0, I), such steps are alike
 # in both directions. So p = N(x_0) q(x_1, ..., x_T | x_0), and its ELBO is log N(x_0).
 def elbo_gain(net, x_0):  # data (n * T, D); returns the nats gained at t = 1, ..., T, (T,)
     t = 1 + torch.arange(len(x_0))[:, None] % T  # (n * T, 1), n times 1 to T

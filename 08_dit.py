@@ -4,11 +4,11 @@
 # ///
 """08 DiT: a diffusion transformer that generates images, trained on ten digits or your own images.
 
-On the line xt = t x + (1 - t) eps, noise eps moves to an image x at velocity x - eps. Many lines
-cross at each xt, and the net learns their mean velocity (lesson 05). One big step along it gives
-a blur. Later, fewer images fit xt, so it sharpens. Patches of xt are tokens, joined by attention.
+On the line xt = t x + (1 - t) eps, noise eps moves to an image x at velocity x - eps. At each xt,
+many lines cross, and the net learns their mean velocity (lesson 05). One big step ends at a blur,
+the mean of many images. In small steps, fewer and fewer images fit xt, and it becomes one of them.
 RUN    python 08_dit.py          (11 seconds; move the slider, or try your own --data FOLDER)
-BREAK  python 08_dit.py --dim 8  (C1 and C2 fail: tokens are too narrow for the noise)
+BREAK  python 08_dit.py --dim 8  (C1 and C2 fail: the tokens are too narrow for their patches)
 PAPER  arXiv 2212.09748, section 3.2 (DiT); 2207.12598, equation 6 (guidance: its w is our w - 1)"""
 import argparse, pathlib, signal
 import matplotlib.pyplot as plt
@@ -31,9 +31,9 @@ torch.manual_seed(args.seed)
 torch.set_num_threads(1)  # such small nets run fastest on a single core
 torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
 
-# A block changes the tokens x twice, by x + gate * f(norm(x) * (1 + scale) + shift). First, f is
-# attention, a weighted mean over all tokens. Then it is an MLP, on each token alone. Time and label
-# set shift, scale, and gate. Gates start at 0 (adaLN-Zero), so that a new block does nothing yet.
+# A block changes the tokens x twice, by x + gate * f(norm(x) * (1 + scale) + shift). The first f is
+# attention, a weighted mean over all tokens, and the second is an MLP, on each token alone. Time
+# and label set shift, scale, gate. Gates start at 0 (adaLN-Zero), so a new block does nothing yet.
 class Block(nn.Module):
     def __init__(self, dim, num_heads):
         super().__init__()
@@ -45,11 +45,11 @@ class Block(nn.Module):
     def forward(self, x, c):  # N tokens (B, N, dim), and time and label (B, dim)
         shift1, scale1, gate1, shift2, scale2, gate2 = (c @ self.adaLN)[:, None].chunk(6, 2)
         q, k, v = self.qkv(self.norm(x) * (1 + scale1) + shift1).permute(2, 0, 3, 1, 4)
-        weights = (q @ k.mT / k.shape[3] ** 0.5).softmax(3)  # bidirectional: no token is hidden
+        weights = (q @ k.mT / k.shape[3] ** 0.5).softmax(3)  # (B, heads, N, N), bidirectional
         x = x + gate1 * self.out((weights @ v).transpose(1, 2).flatten(2))  # (B, N, dim)
         return x + gate2 * self.mlp(self.norm(x) * (1 + scale2) + shift2)
 
-# Why patches? A velocity has 256 numbers here. One token of 48 numbers can't hold them, 16 can.
+# Why patches? The noise in x - eps has 256 numbers. One token of 48 can't carry them, 16 can.
 class DiT(nn.Module):
     def __init__(self, size, patch, channels, num_classes, dim, depth, num_heads=4):
         super().__init__()
@@ -110,7 +110,7 @@ if args.data:
     try:
         images = torch.stack([load_image(file := path, args.size) for path in files])
     except Exception as error:  # file is the one that failed
-        parser.error(f"--data: {file}: {error}; needed are png or jpg images")
+        parser.error(f"--data: {file}: {error}; use png or jpg images")
     classes = sorted({file.parent for file in files})
     labels = torch.tensor([1 + classes.index(file.parent) for file in files])
 
@@ -118,18 +118,18 @@ dim, depth, lr = (args.dim or 128, 4, 0.004) if args.data else (args.dim or 48, 
 num_classes, channels, size = int(labels.max()), *images.shape[1:3]
 config = dict(size=size, patch=4, channels=channels, num_classes=num_classes, dim=dim, depth=depth)
 net = train(DiT(**config), images, labels, args.iters, lr)
-one_token = train(DiT(**dict(config, patch=size)), images, labels, args.iters, lr / 2)  # its best
+one_token = train(DiT(**dict(config, patch=size)), images, labels, args.iters, lr)
 y, noise = 1 + torch.arange(40) % num_classes, torch.randn(40, channels, size, size)
 fig, ax = plt.subplots(figsize=(10, 6), layout="constrained")
 grid = ax.imshow([[0, 1]], "gray", extent=(0, 10, 5.5, -0.5))  # 0 is black, and 1 is white
-ax.set(title="Twenty steps sharpen images, if the tokens have room for the noise", xticks=[])
+ax.set(title="Twenty steps sharpen images, if tokens can carry the noise", xticks=[])
 ax.set_yticks(range(6), ["training data", f"noise, {noise[0].numel()} numbers", "1 step, no label",
-    "1 step, label", f"20 steps, {len(net.position)} x {dim} numbers", f"20 steps, {dim} numbers"])
+    "1 step, label", f"20 steps, {len(net.position)} tokens of {dim}", f"the same, 1 of {dim}"])
 def draw(w, eps=noise[:10], y=y[:10]):  # one step from noise ends in the mean image: a blur
     rows = [images[(labels == y[:, None]).int().argmax(1)], eps, sample(net, eps, y, 1, 0)]
     rows += [sample(net, eps, y, 1), sample(net, eps, y, 20, w), sample(one_token, eps, y, 20, w)]
-    rows = map(nn.ConstantPad2d(1, 1), rows)  # a white frame around each image
-    grid.set_data(torch.cat([*torch.cat([*rows], 2)], 2).movedim(0, 2).cpu().clamp(-1, 1) / 2 + 0.5)
+    pixels = nn.ConstantPad2d(1, 1)(torch.stack(rows)).permute(0, 3, 1, 4, 2)  # with white frames
+    grid.set_data(pixels.flatten(2, 3).flatten(0, 1).cpu().clamp(-1, 1) / 2 + 0.5)  # (6 H, 10 W, C)
 draw(args.w)
 slider = plt.Slider(plt.axes([0.4, 0, 0.3, 0.04]), "guidance w (0: no label)", 0, 8, valinit=args.w)
 slider.on_changed(draw)
