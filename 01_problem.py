@@ -7,8 +7,8 @@
 We have samples of an unknown density p_data and want new ones. In high dimensions, random guesses
 hardly ever look like data. So we choose a path of distributions from noise to data, and learn the
 velocity along it. Twenty small steps then lead to data. One large step ends near the data's mean.
-RUN    python 01_problem.py             (4 seconds; the slider sets the number of steps)
-BREAK  python 01_problem.py --steps 1   (C2 fails, because one step takes the noise to the mean)
+RUN    python 01_problem.py             (5 seconds; the slider sets the number of steps)
+BREAK  python 01_problem.py --steps 1   (C2 fails: one step takes the noise close to the mean)
 PAPER  Owen, Monte Carlo, section 9.3 (effective sample size); arXiv 2210.02747 (flow matching)"""
 import argparse, signal
 import matplotlib.pyplot as plt
@@ -51,10 +51,11 @@ def weight(x):
     return p_data / p_prior  # (2 * pi)^(-d / 2), a factor of both, cancels
 
 # How many guesses count? If m of them have equal weights and the others 0, sum(w)^2 / sum(w^2) = m.
-# For any weights, this is called the effective sample size. For large n, sum(w) is about n, because
-# E_prior[w] is the integral of p_data, 1. And sum(w^2) is about n E_data[w], as p_prior * w^2 is
-# p_data * w. So n guesses replace about n / E_data[w] samples. If this is 0.001, even one sample
-# takes about a thousand times as many guesses.
+# For any weights, this is called the effective sample size. For large n, we expect
+#     sum(w) / n   = E_prior[w]   = integral of p_prior * w     = integral of p_data     = 1
+#     sum(w^2) / n = E_prior[w^2] = integral of p_prior * w * w = integral of p_data * w = E_data[w]
+# So n guesses replace n^2 / (n E_data[w]) = n / E_data[w] samples. At 0.001, even one sample takes
+# a thousand times as many guesses.
 n, dims = 10**9, range(2, 15, 2)  # guesses, and dimensions 2 to 14
 expected = [n / weight(films(10_000)[:, :d]).mean() for d in dims]
 
@@ -62,8 +63,8 @@ expected = [n / weight(films(10_000)[:, :d]).mean() for d in dims]
 # Lines xt = t * x + (1 - t) * eps lead from noise eps (t = 0) to data x (t = 1). Their velocity is
 # x - eps, and the distributions of xt are our path. To generate, a net must predict the velocity
 # from xt and t alone. Squared error makes it predict the mean, v(xt, t) = E[x - eps | xt].
-# The mean is enough (lesson 05): it decides how many points cross any border, and so how their
-# distribution changes. So noise that moves with v has the distribution of xt at every t.
+# This is enough (lesson 05): how many points enter or leave a region depends only on their mean
+# velocity at its border. So noise that moves with v has the distribution of xt at every t.
 def train(sample_data, dim, iters, width=96, batch_size=512, lr=0.01):
     net = nn.Sequential(nn.Linear(dim + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
                         nn.Linear(width, width), nn.SiLU(), nn.Linear(width, dim))
@@ -104,9 +105,8 @@ net = train(films, 14, args.iters)
 noise, x = torch.randn(2000, 14), films(2000)
 gaussian = torch.distributions.MultivariateNormal(x.mean(0), x.T.cov()).sample([2000])
 limit = energy_distance(gaussian, x)  # a sampler must beat this Gaussian, which is fitted to x
-fig, axes = plt.subplot_mosaic("AAAAABBBBB;CCDDEEFFGG", figsize=(12, 7))
-fig.subplots_adjust(left=0.07, right=0.99, bottom=0.11, hspace=0.35)
-fig.suptitle("In high dimensions, weighting guesses fails, but moving them works", size=15)
+fig, axes = plt.subplot_mosaic("AABB;AABB;CDGG;EFGG", figsize=(10, 10), layout="constrained")
+fig.supxlabel("\n")  # leaves room for the slider
 chart, panel, *panels = axes.values()
 chart.semilogy(dims, expected, "ko--")
 chart.set(xlabel="dimension d", ylabel="samples that a billion\nguesses replace", xticks=dims)
@@ -120,7 +120,8 @@ def draw_panel(ax, path, time, distance):  # the part of a path up to a time, co
     tracks = path[:i + 1, :10, :2].permute(2, 0, 1).numpy()  # (2, i + 1, 10), of ten points
     ax.clear()
     ax.plot(*exact.T, ".", color="0.8", ms=9)
-    ax.plot(*path[i, :, :2].T, "C3." if t == 1 and distance > limit else "C0.", ms=2)
+    color = "C3." if t == 1 and distance > limit else "C0."
+    ax.plot(*path[i, :, :2].T, color, ms=2)
     ax.plot(*tracks, "ko-", mfc="w", markevery=[0])
     ax.set(xlabel=f"t = {t:.2f}", xlim=(-3, 3), ylim=(-3, 3), xticks=[], yticks=[], aspect=1)
 
@@ -128,13 +129,12 @@ def draw(steps):
     path, one_step = sample(net, noise, int(steps)), sample(net, noise, 1)
     distance, one_step_distance = [energy_distance(ends[-1], x) for ends in (path, one_step)]
     draw_panel(panel, one_step, 1, one_step_distance)
-    for ax, time in zip(panels, [0, 0.25, 0.5, 0.75, 1]):
+    for ax, time in zip(panels, [0, 0.25, 1, 0.5, 0.75]):
         draw_panel(ax, path, time, distance)
     panel.set_title(f"One step aims at the mean. Energy distance: {one_step_distance:.3f}\n"
-                    f"(red: over {limit:.3f}, the distance of a fitted Gaussian)")
-    panels[0].set_title(f"Steps from noise to data: {steps:.0f}. Moved noise (blue), exact path "
-                        "(gray), tracks from noise (circles), in 2 of 14 dimensions", loc="left")
-    panels[4].set_xlabel(f"t = 1.00, distance: {distance:.3f}")
+                    f"(red: over {limit:.3f}, that of a fitted Gaussian)")
+    panels[0].set_title("Moved noise (blue), exact path (gray)\nand tracks", loc="left")
+    panels[2].set_title(f"Steps: {steps:.0f}. Energy distance: {distance:.3f}")
 draw(args.steps)
 slider.on_changed(draw)
 fig.savefig("01_problem.png", dpi=120)
@@ -143,8 +143,8 @@ def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound
     print(f"{'ok' if holds else 'FAIL':<5} {name} {sentence}: {value:.4g} {sign} {bound:.4g}")
 claim("C1", f"Samples that {n:,} guesses at d = 14 replace", expected[-1], "<", 1)
-distance = energy_distance(sample(net, noise, args.steps)[-1], x)
-claim("C2", f"Energy distance to the data with --steps {args.steps}", distance, "<", limit)
+ends = sample(net, noise, args.steps)[-1]
+claim("C2", f"Energy distance with --steps {args.steps}", energy_distance(ends, x), "<", limit)
 print("figure: 01_problem.png")
 if plt.get_backend().lower() != "agg":  # there is no window to show without a display
     plt.show()

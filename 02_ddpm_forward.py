@@ -60,7 +60,7 @@ def simulate_chain(x, beta):  # from data x, (n, 2), to x_0, ..., x_T, (T + 1, n
 # --- Check: solve (4) for eps. If (4) is right, eps is N(0, 1), and its CDF makes it uniform.
 # Sorted, it then lies close to an even grid. The largest distance from the grid, for N numbers, is
 # the Kolmogorov-Smirnov (KS) distance. By chance, P(KS > d) <= 2 exp(-2 N d^2) (DKW inequality).
-MAX_KS = 0.041  # P = 1e-7 for N = 5000
+MAX_KS = 0.041  # for N = 2 n = 5000, P is 1e-7
 def measure(T, n=2500):  # a and s, (T + 1, 1), chains of n points, (T + 1, n, 2), and KS, (T + 1,)
     beta, abar = linear_schedule(T)
     a, s = abar.sqrt(), (1 - abar).sqrt()
@@ -109,10 +109,10 @@ xt, st, eps = training_batch(a, s, 50_000)
 lowest = nn.functional.mse_loss(best_eps(xt, st), eps)
 ratio = nn.functional.mse_loss(net(torch.hstack([xt, st])), eps) / lowest
 
-MAX_A = 0.06  # x and x_T have the correlation a_T, measured within 4 std, 4 / sqrt(5000) = 0.057
+MAX_A = 0.06  # of a_T, the correlation of x and x_T. By chance, we find up to 4 / sqrt(5000) = 0.057
 fig, axes = plt.subplot_mosaic("0123;4567;8888;9999", figsize=(10, 7.6),
                                height_ratios=[18, 18, 7, 1], layout="constrained")
-fig.suptitle("t small steps (gray) end like one draw (blue). Orange: how one point gets there")
+fig.suptitle("t small steps (gray) end like one draw, $x_t = a_t x_0 + s_t \\epsilon$ (blue)")
 *clouds, chart, bar = axes.values()
 slider = plt.Slider(bar, "T steps", 10, 1000, valinit=args.T, valstep=1)
 
@@ -129,8 +129,8 @@ def draw(T):
         xt = a[t] * x + s[t] * torch.randn_like(x)
         draw_cloud(ax, path[t], path[:t + 1, 0], "0.6")
         draw_cloud(ax_2, xt, torch.stack([x[0], xt[0]]), "C3" if t == T and a[T] > MAX_A else "C0")
-        ax.set_title(f"t = {t}: {100 * a[t].item() ** 2:.1f}% data")
-    ax_2.set_xlabel(f"red: over {100 * MAX_A**2:.2f}% data")
+        ax.set_title(f"t = {t}\nvariance: {100 * a[t].item() ** 2:.3g}% data")
+    clouds[4].set_ylabel(f"orange: one point\nred: over {100 * MAX_A**2:.2g}% data at T")
     chart.clear()
     chart.plot(ks, "k", [0, T], [MAX_KS, MAX_KS], "k--")
     chart.set(title=f"In the chain, eps fits N(0, 1) at {sum(ks < MAX_KS)} of {T} times",

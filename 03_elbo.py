@@ -132,7 +132,7 @@ def draw(error):  # std of noise in both coordinates of a mean, which costs 2 er
         low.bar(torch.arange(3) + 0.3 * k, bars, 0.3, color=f"C{k}" if nats.sum() > 0 else "C3",
                 label=f"{label}: {nats.sum():.2f}")
     low.set_xticks([0.3, 1.3, 2.3], ["t = 1 to 10", "t = 11 to 100", "t = 101 to 1000\n\n"])
-    low.set(title="Nats gained over N(0, I). Predicting the mean loses (red: < 0)", ylim=(-2.5, 1))
+    low.set(title="Nats over N(0, I). Predicting the mean loses (red: total < 0)", ylim=(-2.5, 1))
     low.legend(title=f"total (best possible: {best:.2f})")
 slider = plt.Slider(plt.axes([0.4, 0, 0.4, 0.04]), "random error of each mean", 0, 0.003, valinit=0)
 slider.on_changed(draw)

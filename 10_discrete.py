@@ -5,10 +5,10 @@
 """10 Why discrete? Generating images from tokens, the way a language model generates text.
 
 A token is an integer that stands for a piece of data, like a byte of text. As tokens, text, audio,
-and images can share one net and one loss. Images don't need that: diffusion makes them from pixels
-(lesson 08), but in many steps, as a net with squared error returns the mean of all that is left, a
-blur. For tokens, a net returns probabilities. One forward pass (short: pass) can sample sharp rows
-for the whole image, but each without seeing the others, so they may not fit together.
+and images can share one net and one loss. Diffusion makes images from pixels (lesson 08), but in
+many small steps, because a net with squared error returns the mean of all images that fit, a blur.
+For tokens, a net returns probabilities. One forward pass (short: pass) can sample all tokens of an
+image, but each without seeing the others, so they may not fit together.
 RUN    python 10_discrete.py              (8 seconds; the slider sets the number of passes)
 BREAK  python 10_discrete.py --passes 1   (C1 and C2 fail: one pass has to keep all its guesses)
 PAPER  arXiv 2202.04200, section 3.2 (MaskGIT); 2107.03006, section 3 (absorbing diffusion)"""
@@ -73,8 +73,8 @@ def train(tokens, vocab_size, iters, dim=16, width=128, batch_size=64, lr=0.01):
 
 # --- Sampling: all tokens are hidden at first, and each pass keeps some of its guesses. If an image
 # is A A or B B (two rows), half of all independent guesses are A B or B A. But if we keep only one
-# guess, the next pass sees it and copies it. The most probable guesses seldom clash. But what isn't
-# kept is drawn again, often as a more common row, so MaskGIT loses rare rows, and images repeat.
+# guess, the next pass sees it and copies it. The most probable guesses seldom clash, as the net is
+# sure of them. But other guesses are drawn again, so MaskGIT loses rare rows, and images repeat.
 METHODS = {"autoregressive": "top row first", "hybrid": "top row first, then all the rest",
            "MaskGIT": "most probable rows first", "masked diffusion": "random rows first"}
 
@@ -113,8 +113,8 @@ passes = plt.Slider(plt.axes([.9, .95, .07, .04]), "passes ", 1, 16, valinit=arg
 grid = torch.vstack([torch.hstack([*half]) for half in images.split(20)])  # (32, 320)
 mean = images.mean(0).kron(torch.ones(2, 2))  # (32, 32), twice as large
 axes[0].imshow(torch.hstack([grid, mean]), "Greys")
-axes[0].set_title("40 training images, each row a token. Right: their mean, drawn by squared error")
-axes[0].set_xlabel("Below are samples. Red: rows that differ from the nearest training image")
+axes[0].set_title("40 training images, each row a token. Right: their mean, as squared error gives")
+axes[0].set_xlabel("Below: 16 of 100 samples (fair draws: 37 images). Red: unlike nearest image")
 
 def draw(value):
     torch.manual_seed(args.seed)
@@ -127,7 +127,7 @@ def draw(value):
         ax.clear()
         ax.imshow(torch.hstack([*frames]))
         num_passes = 16 if method == "autoregressive" else int(value)
-        ax.set_title(f"{method} ({num_passes} passes): {METHODS[method]}", loc="left")
+        ax.set_title(f"{method} (passes: {num_passes}): {METHODS[method]}", loc="left")
         ax.set_title(f"{counts.sum()}% correct, {(counts > 0).sum()} of 40 images", loc="right")
     plt.setp(axes, xticks=[], yticks=[])
 

@@ -192,9 +192,9 @@ def test_the_net_is_near_the_exact_mean_on_simulated_chains(run, ns):
 
 def shown(ns):
     """(t, percent of data, if red, points of the chain, of the closed form, one point's steps, its start and draw) of each pair of clouds."""
-    assert len(ns.clouds) == 8 and "over 0.36% data" in ns.clouds[7].get_xlabel()
+    assert len(ns.clouds) == 8 and "red: over 0.36% data" in ns.clouds[4].get_ylabel()
     for ax, below in zip(ns.clouds, ns.clouds[4:]):
-        t, data = re.fullmatch(r"t = (\d+): (\S+)% data", ax.get_title()).groups()
+        t, data = re.fullmatch(r"t = (\d+)\nvariance: (\S+)% data", ax.get_title()).groups()
         (chain, steps), (draws, pair) = ax.lines, below.lines
         red = to_hex(draws.get_color()) == to_hex("C3")
         assert [to_hex(line.get_color()) for line in (chain, steps, draws, pair)] == [to_hex(color) for color in ("0.6", "C1", "C3" if red else "C0", "C1")]

@@ -114,7 +114,7 @@ def test_the_net_needs_at_most_a_nat_more_than_log_40(ns):
     assert abs((-p[..., 0] / t).sum(1).mean() - np.log(40)) < 0.1
 
 def titles(ns):  # {method: (passes, correct, distinct)} as written above each row of the figure
-    line = r"([\w ]+) \((\d+) passes\): \D+ (\d+)% correct, (\d+) of 40 images"
+    line = r"([\w ]+) \(passes: (\d+)\): \D+ (\d+)% correct, (\d+) of 40 images"
     written = (re.fullmatch(line, f"{ax.get_title('left')} {ax.get_title('right')}").groups() for ax in ns.axes[1:])
     return {name: tuple(map(int, found)) for name, *found in written}
 
@@ -127,6 +127,7 @@ def test_titles_claims_and_red_images_are_those_of_samples_by_hand(run, ns):
     (want, x), values = hand(ns, 8), [value for value, _ in run.numbers().values()]
     (_, ar, _), (_, hybrid, several), (_, _, few), (_, diffusion, _) = want.values()
     assert titles(ns) == want and values == [hybrid - diffusion, several - few] and ar > 50
+    assert re.findall(r"\d+", ns.axes[0].get_xlabel()) == ["16", "100", f"{40 * (1 - 0.975**100):.0f}"]
     top, *shown = [np.asarray(ax.images[0].get_array()) for ax in ns.axes]
     for line, m in zip(shown, METHODS):
         for cell, sample in zip(np.split(line, 16, 1), x[m]):
