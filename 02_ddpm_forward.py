@@ -109,7 +109,7 @@ xt, st, eps = training_batch(a, s, 50_000)
 lowest = nn.functional.mse_loss(best_eps(xt, st), eps)
 ratio = nn.functional.mse_loss(net(torch.hstack([xt, st])), eps) / lowest
 
-MAX_A = 0.06  # of a_T, the correlation of x and x_T. By chance, we find up to 4 / sqrt(5000) = 0.057
+MAX_A = 0.06  # of a_T, the correlation of x and x_T. By chance, it is up to 4 / sqrt(5000) = 0.057
 fig, axes = plt.subplot_mosaic("0123;4567;8888;9999", figsize=(10, 7.6),
                                height_ratios=[18, 18, 7, 1], layout="constrained")
 fig.suptitle("t small steps (gray) end like one draw, $x_t = a_t x_0 + s_t \\epsilon$ (blue)")
