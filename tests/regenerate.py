@@ -27,7 +27,7 @@ README = ROOT / "README.md"
 MEASURED = ROOT / "tests" / "README.md"
 GALLERY = ROOT / ".github" / "gallery"
 MOVES = {  # the name of the widget, and its values on the way from good to broken (08: a flag, training goes on)
-    "01_problem": ("slider", [50, 20, 10, 7, 5, 4, 3, 2, 1]),
+    "01_problem": ("slider", [20, 10, 7, 5, 4, 3, 2, 1]),
     "02_ddpm_forward": ("slider", [1000, 700, 500, 400, 300, 200, 150, 100, 50, 20]),
     "03_elbo": ("slider", [0, 0.0005, 0.001, 0.0015, 0.002, 0.0025, 0.003]),
     "04_ancestral": ("slider", [100, 20, 10, 5, 3, 1]),
