@@ -5,7 +5,7 @@
 """03 From the ELBO to L_simple: how a bound on the likelihood becomes a regression loss.
 
 DDPM's likelihood can't be computed, but its lower bound can: a constant minus squared errors.
-RUN    python 03_elbo.py                 (6 seconds; the slider adds errors to each step's mean)
+RUN    python 03_elbo.py                 (7 seconds; the slider adds errors to each step's mean)
 BREAK  python 03_elbo.py --predict mean  (C1 fails, because small errors of the mean cost a lot)
 PAPER  arXiv 2006.11239, sections 2 and 3 (DDPM, by Ho et al.). We use its equation numbers."""
 import argparse, math, signal
@@ -62,8 +62,7 @@ NOISE = (1 - ABAR).sqrt()  # (T + 1,), how much eps there is in x_t
 #     = x_t / sqrt(alpha_t) - c_t * eps    where c_t = beta_t / sqrt(alpha_t (1 - abar_t))     (10)
 C = BETA / (ALPHA.sqrt() * NOISE)  # (T + 1,), 0.006 to 0.02 (C[0] is 0 / 0, but never used)
 
-# --- The model's step has this mean, but with a net's guess eps_hat. We fix its variance to beta_t,
-# the larger of the paper's two choices (lesson 04 compares them). As both variances are fixed,
+# --- The model's step has this mean, but with a net's guess eps_hat, and a fixed variance, beta_t:
 #     KL_t = |difference of the means|^2 / (2 beta_t) + constant
 #          = w_t * |eps - eps_hat|^2 + constant    where w_t = c_t^2 / (2 beta_t)              (12)
 # The last term has this form, too: as abar_1 = alpha_1, (10) at t = 1 is x_0, with the true eps. So
@@ -92,7 +91,7 @@ def train(net, weight, iters, batch_size=512, lr=0.04):
 
 # --- Why eps? A net could output the mean instead, and (10) gives eps_hat. But the mean is nearly
 # x_t, and eps enters it only with the factor c_t, about 0.01. So the division by c_t multiplies the
-# net's error by 50 to 160. Our small net is not that accurate.
+# net's error by 50 to 160. Our small net is not that accurate, at any of 1000 steps.
 class Net(nn.Sequential):  # x_t, (B, 2), and t, (B, 1), to eps_hat, (B, 2)
     def __init__(self, predict, width=64):
         super().__init__(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
@@ -118,7 +117,7 @@ best = (log_p + x.square().sum(1) / 2).mean()  # log(2 pi), a part of both, canc
 fig, (top, low) = plt.subplots(2, figsize=(10, 7.5), layout="constrained")
 steps = range(1, T + 1)
 top.loglog(steps, WEIGHT / WEIGHT.mean(), steps, torch.ones(T))
-top.set_title("Weight of errors by t. The ELBO (blue) stresses small t, L_simple (orange) does not")
+top.set(title="The ELBO (blue) stresses small t, L_simple (orange) does not", ylabel="weight of t")
 gains = []
 for target, loss in [(args.predict, "ELBO"), (args.predict, "L_simple"), ("mean", "ELBO")]:
     torch.manual_seed(args.seed)  # the same start for every net
@@ -132,7 +131,8 @@ def draw(error):  # std of noise in both coordinates of a mean, which costs 2 er
         low.bar(torch.arange(3) + 0.3 * k, bars, 0.3, color=f"C{k}" if nats.sum() > 0 else "C3",
                 label=f"{label}: {nats.sum():.2f}")
     low.set_xticks([0.3, 1.3, 2.3], ["t = 1 to 10", "t = 11 to 100", "t = 101 to 1000\n\n"])
-    low.set(title="Nats over N(0, I). Predicting the mean loses (red: total < 0)", ylim=(-2.5, 1))
+    low.set(title="Predicting the mean falls below N(0, I) in total (red)", ylim=(-2.5, 1))
+    low.set_ylabel("nats gained over N(0, I)")
     low.legend(title=f"total (best possible: {best:.2f})")
 slider = plt.Slider(plt.axes([0.4, 0, 0.4, 0.04]), "random error of each mean", 0, 0.003, valinit=0)
 slider.on_changed(draw)

@@ -6,7 +6,7 @@
 
 We undo the noise steps of lesson 02. If we knew the data point x, Bayes' rule would say where we
 were one step earlier. A net estimates x, and each step adds noise of one of three variances.
-RUN    python 04_ancestral.py              (6 seconds; the slider sets the steps of the last row)
+RUN    python 04_ancestral.py              (7 seconds; the slider sets the steps of the last row)
 BREAK  python 04_ancestral.py --var zero   (claim C1 fails, as in the figure's left column)
 PAPER  arXiv 2006.11239, equation 7, section 3.2, and algorithm 2, by Ho et al. (DDPM)"""
 import argparse, signal
@@ -58,7 +58,7 @@ def train(abar, iters, width=64, batch_size=1024, lr=0.03):  # net: [xt, t / T] 
     return net
 
 # --- One step back, if we knew x. Bayes' rule multiplies the prior q(x_{t-1} | x) by the likelihood
-# q(xt | x_{t-1}). It needs no x, because the noise of each step is new. For a product of Gaussians,
+# q(xt | x_{t-1}). This needs no x, as the noise of each step is new. For a product of Gaussians,
 # the inverse variances add up (equation 7):
 #     1 / var = 1 / prior_var + 1 / like_var
 #     mean / var = prior_mean / prior_var + like_mean / like_var
@@ -76,7 +76,7 @@ def posterior(xt, x, beta, abar_prev):  # mean, (B, D), and variance of q(x_{t-1
 # where the second part is there because xt leaves x uncertain. We try three noise variances:
 # - beta-tilde leaves out the second part. This is exact if all data are one point.
 # - beta is exact for data N(0, I). Then x_{t-1} and xt are N(0, I), too, with covariance
-#   sqrt(1 - beta), so x_{t-1}, given xt, has mean sqrt(1 - beta) xt and variance beta.
+#   sqrt(1 - beta). So x_{t-1}, given xt, has mean sqrt(1 - beta) xt and variance 1 - (1 - beta).
 # - zero adds no noise. With data N(0, I), all steps would then only shrink xt, to 0.6% in the end.
 # --- Longer steps need no new net. The noise steps from an earlier time u to t combine into one
 # (lesson 02), with 1 - beta = abar_t / abar_u. So all of this holds with u in place of t - 1.
@@ -92,7 +92,7 @@ def sample(net, xt, abar, num_steps, variance):  # algorithm 2, from noise xt, (
         mean, beta_tilde = posterior(xt, x_hat, beta, abar[u])
         var = {"beta-tilde": beta_tilde, "beta": beta, "zero": 0 * beta}[variance]
         xt = mean + var.sqrt() * torch.randn_like(xt)  # in truth, long steps are not Gaussian
-    return mean  # without noise after the last step, where it is x_hat
+    return mean  # as u is 0, this is x_hat: a blur if the last step is long, because many x fit
 
 def energy_distance(x, y):
     """Return the energy distance of samples x and y, (n, D) each (Szekely and Rizzo 2013).
@@ -109,12 +109,12 @@ hundred, thousand, ten_beta, ten_tilde = [
 
 # --- The figure. On top is a long step back, from xt = -1, for x = 2, beta = 0.36, abar_prev = 0.49
 fig, panels = plt.subplot_mosaic("sss;abc;def;ghi", figsize=(10.5, 9), layout="constrained")
-step, x_prev = panels["s"], torch.linspace(-4, 7, 551)[:, None]
-curves = [[1.4, 0.51], [-1.25, 0.5625], posterior(-1, 2, *torch.tensor([0.36, 0.49]))]
-mean, var = torch.tensor(curves).T  # prior 0.7 * 2 and 1 - 0.49, like -1 / 0.8 and 0.36 / 0.64
-step.plot(x_prev, torch.distributions.Normal(mean, var.sqrt()).log_prob(x_prev).exp().numpy())
-step.legend([r"prior $q(x_{t-1}|x)$, at $\sqrt{\bar\alpha_{t-1}}\,x=1.4$",
-             r"likelihood $q(x_t|x_{t-1})$, at $x_t/\sqrt{1-\beta_t}=-1.25$", "posterior"])
+step, x_prev = panels["s"], torch.linspace(-4, 6, 501)
+for style, mean, var in [("k--", 1.4, 0.51),  # 0.7 * 2 and 1 - 0.49, then -1 / 0.8 and 0.36 / 0.64
+        ("k:", -1.25, 0.5625), ("tab:blue", *posterior(-1, 2, *torch.tensor([0.36, 0.49])))]:
+    step.plot(x_prev, torch.distributions.Normal(mean, var**0.5).log_prob(x_prev).exp(), style)
+step.legend(["prior $q(x_{t-1}|x)$", "likelihood $q(x_t|x_{t-1})$, scaled to area 1",
+             "posterior $q(x_{t-1}|x_t,x)$, of variance beta-tilde"])
 step.set_title("A long step from $x_t=-1$ to $x_{t-1}$, if $x=2$: prior times likelihood")
 def draw(row, steps):
     for name, variance in zip(row, VARIANCES):
@@ -132,11 +132,11 @@ draw("ghi", 100)
 panels["a"].set_title("zero: no noise, so samples\nshrink to a small spot")
 panels["b"].set_title("beta-tilde: as if x were known,\ntoo little noise in long steps")
 panels["c"].set_title("beta: as if data were N(0, I),\nthe most noise of the three")
-fig.suptitle("Ancestral steps need noise, and in long steps its amount matters")
+fig.suptitle("Ancestral steps need noise, and in long steps its amount matters", size=16)
 fig.supxlabel("Gray: data. Distance: energy distance to data, over that of noise. Red: over 1.\n ")
 slider = plt.Slider(plt.axes([.4, 0, .3, .02]), "last row steps", 1, 100, valinit=100, valstep=1)
 slider.on_changed(lambda num_steps: draw("ghi", int(num_steps)))
-fig.savefig("04_ancestral.png")
+fig.savefig("04_ancestral.png", dpi=120)
 
 def claim(name, sentence, value, sign, bound):
     holds = value < bound if sign == "<" else value > bound

@@ -6,8 +6,8 @@
 
 A frozen language model turns each word of a caption into a feature vector. A generator puts colors
 in their places if it attends to every feature, and if the feature of a color knows its place.
-RUN    python 15_hybrid.py         (8 seconds; the radio buttons swap in a bag of words)
-BREAK  python 15_hybrid.py --bag   (without order, nothing links a color to its place: C1 fails)
+RUN    python 15_hybrid.py         (9 seconds; the radio buttons swap in a bag of words)
+BREAK  python 15_hybrid.py --bag   (bare words don't say what goes where, so C1 fails)
 PAPER  arXiv 2205.11487 (Imagen, cross), 2403.03206 (SD3, joint), 2204.06125 (DALL-E 2, pooled)"""
 import argparse, signal
 import torch
@@ -98,7 +98,7 @@ def measure(x, flags):  # drawn (B, 3, RGB), asked for (B, 3)
     same = 1.0 * (color[..., None] == flags[:, None])  # (B, 3 drawn, 3 asked)
     is_asked, in_place = same.amax(2), same.diagonal(0, 1, 2)  # (B, 3) each, 0 or 1
     marks = (is_asked + in_place).int()  # 0: not asked for, 1: asked for elsewhere, 2: in place
-    return marks, is_asked.mean(), in_place.mean(), same.mean()  # last: in place if shuffled
+    return marks, is_asked.mean(), in_place.mean(), same.mean()  # of all pairs: as if shuffled
 
 flags, asked = torch.randint(8, [3800, 3]).tensor_split([3000])  # only 512 exist, most are in both
 captions, prompts = make_captions(flags), make_captions(asked)

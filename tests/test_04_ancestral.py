@@ -196,7 +196,7 @@ def shown(ax, limit):
 
 
 def test_the_top_panel_is_bayes_rule_on_a_grid(run):
-    step, x_u = run.ns.panels["s"], np.linspace(-4, 7, 551)  # x = 2, xt = -1, abar_prev = 0.49, beta = 0.36
+    step, x_u = run.ns.panels["s"], np.linspace(-4, 6, 501)  # x = 2, xt = -1, abar_prev = 0.49, beta = 0.36
     prior = np.exp(-(x_u - 0.7 * 2) ** 2 / (2 * 0.51)) / math.sqrt(2 * math.pi * 0.51)
     likelihood = np.exp(-(-1 - 0.8 * x_u) ** 2 / (2 * 0.36)) / math.sqrt(2 * math.pi * 0.36)
     curves = [prior, likelihood * 0.8, prior * likelihood / ((prior * likelihood).sum() * 0.02)]  # of area 1 over x_u
@@ -204,8 +204,6 @@ def test_the_top_panel_is_bayes_rule_on_a_grid(run):
         assert np.abs(line.get_xydata() - np.stack([x_u, curve], 1)).max() < 1e-4
     labels = [text.get_text() for text in step.get_legend().get_texts()]
     assert [label.split()[0] for label in labels] == ["prior", "likelihood", "posterior"] and "$x_t=-1$" in step.get_title() and "$x=2$" in step.get_title()
-    for label, curve in zip(labels, curves[:2]):
-        assert abs(float(re.search(r"=(-?[\d.]+)\$", label).group(1)) - x_u[curve.argmax()]) < 0.011
 
 
 def test_all_printed_numbers_and_panels_are_replayed(pieces, lesson):
