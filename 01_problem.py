@@ -17,7 +17,7 @@ from torch import nn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--steps", type=int, default=20, help="number of steps (default: %(default)s)")
-parser.add_argument("--iters", type=int, default=700, help="of training (default: %(default)s)")
+parser.add_argument("--iters", type=int, default=700, help="training iterations (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
 if not (1 <= args.steps <= 50 and 1 <= args.iters <= 1_000_000 and 0 <= args.seed < 2**32):
@@ -133,7 +133,7 @@ def draw(steps):
         draw_panel(ax, path, time, distance)
     panel.set_title(f"One step aims at the mean. Energy distance: {one_step_distance:.3f}\n"
                     f"(red: over {limit:.3f}, that of a fitted Gaussian)")
-    panels[0].set_title("Moved noise (blue), exact path (gray)\nand tracks", loc="left")
+    panels[0].set_title("Noise (blue), exact path (gray), tracks,\n2 of 14 coordinates", loc="left")
     panels[2].set_title(f"Steps: {steps:.0f}. Energy distance: {distance:.3f}")
 draw(args.steps)
 slider.on_changed(draw)

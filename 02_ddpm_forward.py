@@ -16,7 +16,7 @@ from torch import nn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--T", type=int, default=1000, help="steps of the chain (default: %(default)s)")
-parser.add_argument("--iters", type=int, default=1000, help="of training (default: %(default)s)")
+parser.add_argument("--iters", type=int, default=1000, help="training iterations (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
 if not (10 <= args.T <= 1000 and 1 <= args.iters <= 10**6 and 0 <= args.seed < 2**32):

@@ -17,7 +17,7 @@ from torch import nn
 VARIANCES = ["zero", "beta-tilde", "beta"]  # choices for the noise that each step back adds
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--var", choices=VARIANCES, default="beta", help="noise of C1 (%(default)s)")
-parser.add_argument("--iters", type=int, default=800, help="of training (default: %(default)s)")
+parser.add_argument("--iters", type=int, default=800, help="training iterations (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
 if not (1 <= args.iters <= 10**6 and 0 <= args.seed < 2**32):

@@ -21,7 +21,7 @@ parser.add_argument("--data", type=pathlib.Path, help="a subfolder per class (de
 parser.add_argument("--size", type=int, choices=range(16, 65, 4), default=28, help="for --data")
 parser.add_argument("--dim", type=int, choices=[8, 48, 128], help="numbers per token")
 parser.add_argument("--w", type=float, default=2, help="guidance weight (default: %(default)s)")
-parser.add_argument("--iters", type=int, default=800, help="of training (default: %(default)s)")
+parser.add_argument("--iters", type=int, default=800, help="training iterations (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
 if not (0 <= args.w <= 8 and 1 <= args.iters <= 10**6 and 0 <= args.seed < 2**32):

@@ -20,8 +20,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-parser.add_argument("--passes", type=int, default=8, help="to sample (default: %(default)s)")
-parser.add_argument("--iters", type=int, default=1500, help="of training (default: %(default)s)")
+parser.add_argument("--passes", type=int, default=8, help="forward passes (default: %(default)s)")
+parser.add_argument("--iters", type=int, default=1500, help="training iterations (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
 if not (1 <= args.passes <= 16 and 1 <= args.iters <= 1_000_000 and 0 <= args.seed < 2**32):

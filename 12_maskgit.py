@@ -19,7 +19,7 @@ from torch.distributions import Categorical, Gumbel
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--rounds", type=int, default=10, help="forward passes (default: %(default)s)")
-parser.add_argument("--iters", type=int, default=1000, help="of training (default: %(default)s)")
+parser.add_argument("--iters", type=int, default=1000, help="training iterations (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
 if not (1 <= args.rounds <= 64 and 1 <= args.iters <= 1_000_000 and 0 <= args.seed < 2**32):

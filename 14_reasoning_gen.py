@@ -17,7 +17,7 @@ from torch import nn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("--thoughts", type=int, choices=range(5), default=4, help="allowed in C1 (4)")
-parser.add_argument("--iters", type=int, default=1000, help="of training (default: %(default)s)")
+parser.add_argument("--iters", type=int, default=1000, help="training iterations (%(default)s)")
 parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 args = parser.parse_args()
 if not (1 <= args.iters <= 10**6 and 0 <= args.seed < 2**32):
