@@ -117,7 +117,8 @@ best = (log_p + x.square().sum(1) / 2).mean()  # log(2 pi), a part of both, canc
 fig, (top, low) = plt.subplots(2, figsize=(10, 7.5), layout="constrained")
 steps = range(1, T + 1)
 top.loglog(steps, WEIGHT / WEIGHT.mean(), steps, torch.ones(T))
-top.set(title="The ELBO (blue) stresses small t, L_simple (orange) does not", ylabel="weight of t")
+top.legend(["ELBO: $w_t$, divided by its mean", "L_simple: no weights"])
+top.set(title="The ELBO weighs errors most at small t", ylabel="weight of |eps - eps_hat|$^2$")
 gains = []
 for target, loss in [(args.predict, "ELBO"), (args.predict, "L_simple"), ("mean", "ELBO")]:
     torch.manual_seed(args.seed)  # the same start for every net
@@ -125,15 +126,14 @@ for target, loss in [(args.predict, "ELBO"), (args.predict, "L_simple"), ("mean"
     gains.append((f"predicts {target}, loss {loss}", elbo_gain(net, two_moons(200 * T))))
 def draw(error):  # std of noise in both coordinates of a mean, which costs 2 error^2 / (2 beta_t)
     low.clear()
-    for k, (label, gain) in enumerate(gains):
-        nats = gain - error**2 / BETA[1:]  # (T,)
-        bars = [part.sum() for part in nats.split([10, 90, 900])]
-        low.bar(torch.arange(3) + 0.3 * k, bars, 0.3, color=f"C{k}" if nats.sum() > 0 else "C3",
-                label=f"{label}: {nats.sum():.2f}")
-    low.set_xticks([0.3, 1.3, 2.3], ["t = 1 to 10", "t = 11 to 100", "t = 101 to 1000\n\n"])
-    low.set(title="Predicting the mean falls below N(0, I) in total (red)", ylim=(-2.5, 1))
-    low.set_ylabel("nats gained over N(0, I)")
-    low.legend(title=f"total (best possible: {best:.2f})")
+    low.axhline(best, color="0.5", ls=":", label=f"best possible: {best:.2f}")
+    low.axhline(0, color="k", label="N(0, I): 0 (red ends below)")
+    for k, (key, gain) in enumerate(gains):
+        nats = (gain - error**2 / BETA[1:]).cumsum(0)  # (T,)
+        low.semilogx(steps, nats, f"C{k}" if nats[-1] > 0 else "C3", label=f"{key}: {nats[-1]:.2f}")
+    low.set(title="The net that predicts the mean ends below N(0, I)", ylim=[-3, 1.5],
+            xlabel="t (90% are beyond 100)\n\n", ylabel="nats gained up to t")
+    low.legend(loc="lower left")
 slider = plt.Slider(plt.axes([0.4, 0, 0.4, 0.04]), "random error of each mean", 0, 0.003, valinit=0)
 slider.on_changed(draw)
 draw(0)

@@ -6,7 +6,7 @@
 
 We undo the noise steps of lesson 02. If we knew the data point x, Bayes' rule would say where we
 were one step earlier. A net estimates x, and each step adds noise of one of three variances.
-RUN    python 04_ancestral.py              (7 seconds; the slider sets the steps of the last row)
+RUN    python 04_ancestral.py              (6 seconds; the slider sets the steps of the last row)
 BREAK  python 04_ancestral.py --var zero   (claim C1 fails, as in the figure's left column)
 PAPER  arXiv 2006.11239, equation 7, section 3.2, and algorithm 2, by Ho et al. (DDPM)"""
 import argparse, signal
@@ -76,7 +76,7 @@ def posterior(xt, x, beta, abar_prev):  # mean, (B, D), and variance of q(x_{t-1
 # where the second part is there because xt leaves x uncertain. We try three noise variances:
 # - beta-tilde leaves out the second part. This is exact if all data are one point.
 # - beta is exact for data N(0, I). Then x_{t-1} and xt are N(0, I), too, with covariance
-#   sqrt(1 - beta). So x_{t-1}, given xt, has mean sqrt(1 - beta) xt and variance 1 - (1 - beta).
+#   sqrt(1 - beta). So x_{t-1}, given xt, has mean sqrt(1 - beta) xt and variance 1 - covariance^2.
 # - zero adds no noise. With data N(0, I), all steps would then only shrink xt, to 0.6% in the end.
 # --- Longer steps need no new net. The noise steps from an earlier time u to t combine into one
 # (lesson 02), with 1 - beta = abar_t / abar_u. So all of this holds with u in place of t - 1.
@@ -102,7 +102,7 @@ def energy_distance(x, y):
 
 net = train(ABAR, args.iters)
 noise, real = torch.randn(2000, 2), two_moons(2000)
-limit = energy_distance(noise, real)  # red and C3: beyond noise's own distance
+limit = energy_distance(noise, real)  # noise's own distance
 hundred, thousand, ten_beta, ten_tilde = [
     energy_distance(sample(net, noise, ABAR, num_steps, variance), real)
     for num_steps, variance in [(100, args.var), (1000, "beta"), (10, "beta"), (10, "beta-tilde")]]

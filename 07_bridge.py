@@ -7,7 +7,7 @@
 Both mix data x and noise eps, xt = a x + s eps. DDPM's path is variance-preserving (VP), with
 a^2 + s^2 = 1. Flow matching's path is linear, with a + s = 1. Divide a point on the linear path
 by r = sqrt(a^2 + s^2), and it lies on the VP path. So one net, trained for DDPM, serves both.
-RUN    python 07_bridge.py             (4 seconds; the slider turns the division off)
+RUN    python 07_bridge.py             (5 seconds; the slider turns the division off)
 BREAK  python 07_bridge.py --power 0   (C1 and C3 fail, because the net's input is not divided)
 PAPER  arXiv 2010.02502 (DDIM), equations 12 and 16, by Song, Meng, and Ermon"""
 import argparse, signal
@@ -84,8 +84,8 @@ def sample(predict, xt, levels, eta=0):
     return torch.stack(path)  # (n, ...)
 
 # --- Flow matching's path is xt = t * x + (1 - t) * eps. So v = dxt/dt = x - eps = (xt - eps) / t.
-# A net trained on v also learns the mean of eps. The sampler follows v_hat, the mean of v, which
-# decides how the distribution changes (lesson 05). As xt = t x_hat + (1 - t) eps_hat, Euler gives
+# A net trained on v also learns the mean of eps. The sampler follows v_hat, the mean of v. This
+# decides how many points cross any border (lesson 05). As xt = t x_hat + (1 - t) eps_hat, it does
 #     xt2 = xt + (t2 - t) * (x_hat - eps_hat) = t2 * x_hat + (1 - t2) * eps_hat, as in DDIM
 @torch.no_grad()
 def sample_flow(predict, xt, times):
@@ -131,9 +131,9 @@ def draw(power):
     right.plot(*x.T, ".", color="0.8")  # x: data
     right.plot(*ddim[-1].T, "C0o", *flow[-1].T, "C1.")  # the ends of all 300
     right.plot(*ddim[:, 0].T, "C0.-", *flow[:, 0].T, "C1.-")  # the paths from (2, 2)
-    right.plot(*sample_flow(make_predictor(net, 0), r[0] * noise, t)[:, 0].T, "r.-")  # fails
+    right.plot(*sample_flow(make_predictor(net, 0), r[0] * noise, t)[:, 0].T, "r.-")  # undivided
     right.set(xlim=(-2.9, 3.7), ylim=(-2.3, 2.3), aspect=1, xlabel="curves: one sample's path")
-    right.set_title("One net: flow (orange) ends where DDIM\n(blue) does (red: without dividing)")
+    right.set_title("Flow (orange) ends where DDIM (blue) does,\nif we divide by r (red: if not)")
 draw(args.power)
 slider = plt.Slider(plt.axes([0.7, 0, 0.2, 0.04]), "divide by r? 0: no", 0, 1, valinit=args.power)
 slider.on_changed(draw)

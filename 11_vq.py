@@ -7,7 +7,7 @@
 An encoder turns each patch of a photograph into a point z. The nearest entry q of a codebook takes
 its place, and a decoder reconstructs the patch from q. The index of q is the token of this patch.
 Two things can go wrong: z gets no gradient, and most entries may never be used (codebook collapse).
-RUN    python 11_vq.py                (5 seconds; the slider trains the first VQ again)
+RUN    python 11_vq.py                (6 seconds; the slider trains the first VQ again)
 BREAK  python 11_vq.py --no-restart   (C1 fails: without restarts, the second VQ collapses, too)
 PAPER  arXiv 1711.00937, equation 3 (VQ-VAE), and 2309.15505 (FSQ)"""
 import argparse, signal
@@ -101,7 +101,7 @@ def measure(net, x):
 
 gray_error = x.var(1, correction=0).mean() / x.var()  # the error if each patch gets its own mean
 fig, axes = plt.subplots(2, 5, figsize=(10, 5.2), layout="constrained")
-fig.suptitle("A codebook that starts far from all z needs restarts, or collapses. FSQ's is a grid.")
+fig.suptitle("A codebook that starts far from all z collapses without restarts. FSQ's is fixed.")
 
 def draw_image(ax, patches, title):  # from patches (1600, 16)
     ax.clear()
@@ -121,7 +121,7 @@ def draw(column, name, net, patch=752):
     ax.set_title(f"{name}\n{len(tokens.unique())} of {len(net.codebook)} in use")
     draw_image(image_ax, x_hat, f"error {error:.3f}")
 
-clump = 0.2 * torch.randn(49, 2)  # 2 + clump is out of reach for z. With 0, all goes well (slider)
+clump = 0.2 * torch.randn(49, 2)  # 2 + clump, around (2, 2), is out of reach for z (slider: others)
 grid = torch.cartesian_prod(*[torch.linspace(-1, 1, 7)] * 2)  # (49, 2), token 7 i + j: levels i, j
 same = {"iters": args.iters, "seed": args.seed}  # so all nets start with the same weights
 draw(1, "VQ", train(x, "vq", 2 + clump, **same))
@@ -136,7 +136,7 @@ axes[0, 0].legend(*axes[0, 3].get_legend_handles_labels(),
                   title=f"error 1: all one gray\nred: above {gray_error:.3f},\neach patch one gray")
 axes[0, 0].set_axis_off()
 fig.savefig("11_vq.png", dpi=140)
-start = plt.Slider(plt.axes([.5, 0, .4, .03]), "VQ from (s, s), s =", 0, 2, valinit=2, valstep=.1)
+start = plt.Slider(plt.axes([.5, 0, .4, .03]), "retrain VQ from s =", 0, 2, valinit=2, valstep=.1)
 start.on_changed(lambda s: draw(1, "VQ", train(x, "vq", s + clump, **same)))
 
 def claim(name, sentence, value, sign, bound):

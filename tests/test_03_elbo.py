@@ -138,7 +138,7 @@ def test_gains_of_the_run_are_those_on_grids(ns, nets, summed):
         sums = (W * (2 * ABAR - exact - summed(nets[name]))).cumsum()[1:]
         assert np.abs(gain.cumsum(0).numpy() - sums).max() < 0.15, name  # four standard deviations
     best = math.log(2 * math.pi) + 1 - moons.entropy()
-    assert abs(best - ns.best) < 0.012 and ns.low.get_legend().get_title().get_text() == f"total (best possible: {ns.best:.2f})" and 0.01 < best - on_grids(exact) < 0.02
+    assert abs(best - ns.best) < 0.012 and ns.low.lines[0].get_label() == f"best possible: {ns.best:.2f}" and set(ns.low.lines[0].get_ydata()) == {ns.best} and 0.01 < best - on_grids(exact) < 0.02
 
 def test_predicting_x0_loses_nats_in_the_first_steps_only(ns, nets, summed):
     """Nats lost to the exact answer: about 8, of which three quarters at t = 1 to 5."""
@@ -185,13 +185,14 @@ def test_claims_figure_and_page(run):
     page_agrees(NAME, run)
 
 def shown(ns):
-    """Lower chart: label of each net, its total, the three bars, color. The legend shows all labels and totals."""
-    assert [tick.get_text().split()[2::2] for tick in ns.low.get_xticklabels()] == [["1", "10"], ["11", "100"], ["101", "1000"]]
+    """Lower chart: label of each net, its total, nats up to t, color. The legend shows all five labels, and the nats at the end of each curve."""
+    assert [text.get_text() for text in ns.low.get_legend().get_texts()] == [line.get_label() for line in ns.low.lines] and len(ns.low.lines) == 5
+    assert ns.low.lines[1].get_label() == "N(0, I): 0 (red ends below)" and set(ns.low.lines[1].get_ydata()) == {0}
     found = []
-    for k, (bars, text) in enumerate(zip(ns.low.containers, ns.low.get_legend().get_texts(), strict=True)):
-        label, total = text.get_text().rsplit(": ", 1)
-        assert np.allclose([bar.get_x() + bar.get_width() / 2 for bar in bars], np.arange(3) + 0.3 * k)
-        found.append((label, float(total), np.array([bar.get_height() for bar in bars]), next(c for c in ("C3", "C0", "C1") if same_color(bars[0].get_facecolor(), c))))
+    for line in ns.low.lines[2:]:
+        label, total = line.get_label().rsplit(": ", 1)
+        assert np.array_equal(line.get_xdata(), np.arange(1, 1001)) and total == f"{line.get_ydata()[-1]:.2f}"
+        found.append((label, np.asarray(line.get_ydata()), next(c for c in ("C3", "C0", "C1") if same_color(line.get_color(), c))))
     return found
 
 def test_claims_and_charts_show_the_gains(run, ns):
@@ -199,13 +200,12 @@ def test_claims_and_charts_show_the_gains(run, ns):
     for name, pair in {"C1": (eps.sum(), 0), "C2": (weighted.sum(), eps.sum()), "C3": (mean.sum(), 0)}.items():
         assert np.abs(np.subtract(run.numbers()[name], pair)).max() < 1e-3
     kinds = [("eps", "ELBO", "C0"), ("eps", "L_simple", "C1"), ("mean", "ELBO", "C3")]
-    for (target, loss, color), gain, (label, total, bars, found) in zip(kinds, gains, shown(ns)):
-        assert label == f"predicts {target}, loss {loss}" and found == color and abs(total - gain.sum()) < 0.006
-        assert np.abs(bars - [gain[:10].sum(), gain[10:100].sum(), gain[100:].sum()]).max() < 1e-4
+    for (target, loss, color), gain, (label, nats, found) in zip(kinds, gains, shown(ns)):
+        assert label == f"predicts {target}, loss {loss}" and found == color and np.abs(nats - np.cumsum(gain)).max() < 1e-4
     assert mean.sum() < -0.5 < 0.4 < eps.sum()
     line, flat = ns.top.lines  # as shares of their sum: w_t, and 1 / T for each t
     assert np.array_equal(line.get_xdata(), np.arange(1, 1001)) and np.abs(line.get_ydata() / 1000 / (W[1:] / W.sum()) - 1).max() < 1e-3
-    assert (np.asarray(flat.get_ydata()) == 1).all() and [ns.top.get_xscale(), ns.top.get_yscale(), ns.low.get_yscale()] == ["log", "log", "linear"]
+    assert (np.asarray(flat.get_ydata()) == 1).all() and [ns.top.get_xscale(), ns.top.get_yscale(), ns.low.get_xscale(), ns.low.get_yscale()] == ["log", "log", "log", "linear"]
     assert same_color(line.get_color(), "C0") and same_color(flat.get_color(), "C1")  # the colors of both losses, in both charts
 
 def test_the_mean_loses_without_the_weights_too(ns, capsys):
@@ -215,19 +215,18 @@ def test_the_mean_loses_without_the_weights_too(ns, capsys):
     assert -5 < gain.sum() < -0.8 and gain[:10].sum() < -0.3 and -1 < ns.gains[2][1][:10].sum() < -0.03
 
 def test_slider_takes_nats_from_every_net(ns):
-    before = [bars for *_, bars, _ in shown(ns)]
+    before = [nats for _, nats, _ in shown(ns)]
     for error in (0.003, 0.001, 0):
         ns.slider.set_val(error)
-        lost = np.array([2 * error**2 / (2 * beta) for beta in BETA[1:]])
-        for k, (old, (label, total, bars, color)) in enumerate(zip(before, shown(ns))):
-            assert np.abs(old - bars - [lost[:10].sum(), lost[10:100].sum(), lost[100:].sum()]).max() < 1e-4 and abs(total - bars.sum()) < 0.006
-            assert color == ("C3" if bars.sum() < 0 else f"C{k}")
-    assert (ns.slider.valmin, ns.slider.valmax, ns.slider.valinit) == (0, 0.003, 0) and ns.low.get_ylim() == (-2.5, 1)
+        lost = np.cumsum([2 * error**2 / (2 * beta) for beta in BETA[1:]])
+        for k, (old, (label, nats, color)) in enumerate(zip(before, shown(ns))):
+            assert np.abs(old - nats - lost).max() < 1e-4 and color == ("C3" if nats[-1] < 0 else f"C{k}")
+    assert (ns.slider.valmin, ns.slider.valmax, ns.slider.valinit) == (0, 0.003, 0) and ns.low.get_ylim() == (-3, 1.5)
 
 def test_break(lesson):
     run = lesson(NAME, "--predict", "mean")
     assert run.claims()["C1"] is False and "Predicting mean" in run.text
-    assert [(label, color) for label, _, _, color in shown(run.ns)] == [(f"predicts mean, loss {loss}", "C3") for loss in ("ELBO", "L_simple", "ELBO")]
+    assert [(label, color) for label, _, color in shown(run.ns)] == [(f"predicts mean, loss {loss}", "C3") for loss in ("ELBO", "L_simple", "ELBO")]
     assert torch.equal(run.ns.gains[0][1], run.ns.gains[2][1])
 
 def test_same_seed_same_numbers(lesson, first_loss, limits):
