@@ -14,16 +14,13 @@ ABAR = torch.tensor(np.cumprod(1 - np.concatenate([[0], np.linspace(1e-4, 0.02, 
 PAIRS = [(1000, 0), (1000, 500), (667, 333), (300, 200), (100, 50), (100, 0), (2, 1), (1, 0), (1000, 999)]  # t, u
 VARIANCES = ["zero", "beta-tilde", "beta"]
 
-
 @pytest.fixture(scope="module")
 def pieces():
     return paste(NAME, "ABAR", "train", "posterior", "sample", "energy_distance", "two_moons")
 
-
 @pytest.fixture(scope="module")
 def run(lesson):
     return lesson(NAME)
-
 
 def of_points(centers, width):
     """E[eps | xt], called as net(xt, t / 1000), for data that are Gaussians of one width around centers (k, D)."""
@@ -36,10 +33,8 @@ def of_points(centers, width):
         return (s / var * (xt.double() - a * share @ centers)).to(xt)
     return net
 
-
 def joined(net):
     return lambda rows: net(rows[:, :-1], rows[0, -1].item())  # as the lesson calls a net: xt and t / T in one tensor
-
 
 def by_hand(net, x, abar, num_steps, variance):
     """Algorithm 2 as Ho et al. write it, with eps instead of x_hat, in float64: (xt - beta / s eps) / sqrt(1 - beta)."""
@@ -53,20 +48,17 @@ def by_hand(net, x, abar, num_steps, variance):
         x = (mean + math.sqrt(var) * torch.randn_like(x)).to(x)  # as the lesson draws them
     return mean.to(x)
 
-
 def energy(x, y):
     def total(p, q):
         return sum((p.double() - row.double()).norm(dim=1).sum().item() for row in q)
     n, m = len(x), len(y)
     return 2 * total(x, y) / (n * m) - total(x, x) / (n * (n - 1)) - total(y, y) / (m * (m - 1))
 
-
 def weights_of(pieces, t, u):
     """The factors of x and of xt in the posterior mean, its variance, and beta."""
     one, beta = torch.ones(1, 1).double(), 1 - ABAR[t] / ABAR[u]
     on_x, var = pieces.posterior(0 * one, one, beta, ABAR[u])
     return on_x.item(), pieces.posterior(one, 0 * one, beta, ABAR[u])[0].item(), var.item(), beta.item()
-
 
 def test_schedule_and_data_are_those_of_the_course(pieces):
     assert pieces.ABAR.shape == (1001,) and (pieces.ABAR.double() - ABAR[:, 0]).abs().max() < 1e-6 and pieces.ABAR[0] == 1
@@ -76,7 +68,6 @@ def test_schedule_and_data_are_those_of_the_course(pieces):
     nearest = torch.cdist(x[:4000], torch.tensor(moons.CENTRES)).amin(1)
     assert abs(nearest.square().mean().sqrt() - 0.1345) < 0.006  # as in a numpy draw, also of this width
     assert abs(pieces.STD - moons.WIDTH) < 1e-9 and np.abs(np.sort(pieces.CENTERS, 0) - np.sort(moons.CENTRES, 0)).max() < 1e-6
-
 
 def test_equation_7_and_why_beta_is_exact_for_n01(pieces):
     """If Var(x | xt) = 1 - abar, the total variance is beta, and the mean of x_u is sqrt(1 - beta) xt, the guess of the bound."""
@@ -90,7 +81,6 @@ def test_equation_7_and_why_beta_is_exact_for_n01(pieces):
         assert abs(on_xt + on_x * math.sqrt(abar[t]) - math.sqrt(1 - beta)) < 1e-10
     assert [len(part.T) for part in pieces.posterior(torch.ones(4, 3), torch.ones(4, 3), ABAR[2], ABAR[1])] == [3, 1]
 
-
 def test_on_the_moons_the_best_variance_is_nearer_to_beta_at_every_t():
     """E Var(x | xt) / (1 - abar), summed on a grid: 0 would be beta-tilde, 1 is beta. The lowest is 0.70."""
     second, found = (moons.CENTRES**2).sum() / 64 + 2 * moons.WIDTH**2, []
@@ -100,7 +90,6 @@ def test_on_the_moons_the_best_variance_is_nearer_to_beta_at_every_t():
         p, x_hat, _ = moons.parts(xy, a, s)
         found.append((second - (p[:, None] * np.nan_to_num(x_hat) ** 2).sum() * area) / (2 * s**2))
     assert abs(min(found) - 0.697) < 0.004 and max(found) < 1.001  # the data's scale has four digits
-
 
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_sample_is_algorithm_2(pieces, variance):
@@ -116,7 +105,6 @@ def test_sample_is_algorithm_2(pieces, variance):
         found = pieces.sample(joined(net), x, abar, num_steps, variance)
         assert (found - wanted).abs().max() < 1e-8 * wanted.abs().max() and torch.equal(x, before)
 
-
 def test_each_step_is_one_forward_pass_and_fresh_noise_from_1_to_T(pieces):
     for num_steps in (1, 3, 1000):
         calls = []
@@ -127,7 +115,6 @@ def test_each_step_is_one_forward_pass_and_fresh_noise_from_1_to_T(pieces):
     for steps in (0, 21):
         with pytest.raises(AssertionError, match=f"1 to 20, not {steps}"):
             pieces.sample(None, torch.ones(4, 2), ABAR[:21], steps, "beta")
-
 
 def test_on_n01_beta_keeps_the_variance_and_the_others_lose_it(pieces):
     """beta: 1 minus the noise that the last step leaves out. beta-tilde: 1 - sum (abar_u - abar_t)^2 / (1 - abar_t)."""
@@ -142,7 +129,6 @@ def test_on_n01_beta_keeps_the_variance_and_the_others_lose_it(pieces):
             assert abs(pieces.sample(joined(net), x, ABAR.float(), num_steps, variance).var().item() / wanted - 1) < 0.05
     assert abs(abar[-1].sqrt() - 0.00635) < 1e-4
 
-
 def test_exact_answers_in_few_steps_and_c1_of_real_data(pieces):
     """0.16 in 3 steps with beta, 0.009 in 10, and 0.027 with beta-tilde."""
     trials = [[pieces.two_moons(2000) for _ in range(3)] for _ in range(15)]
@@ -153,7 +139,6 @@ def test_exact_answers_in_few_steps_and_c1_of_real_data(pieces):
         samples = pieces.sample(joined(net), torch.randn(4000, 2), ABAR.float(), num_steps, variance)
         assert abs(pieces.energy_distance(samples, real) - wanted) < room, (num_steps, variance)
 
-
 def test_the_learning_rate_falls_in_a_line(pieces, monkeypatch):
     rates, step = [], torch.optim.Adam.step
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self))
@@ -161,7 +146,6 @@ def test_the_learning_rate_falls_in_a_line(pieces, monkeypatch):
     monkeypatch.setattr(torch, "randint", lambda *shape: drawn.append(shape) or randint(*shape))
     pieces.train(ABAR[:11, 0].float(), 201, batch_size=8, lr=0.1)
     assert np.allclose(rates, 0.1 * (1 - np.arange(201) / 201)) and (1, 11, (8, 1)) in drawn
-
 
 def test_the_net_is_near_the_mean_of_eps(run):
     """Its loss is at most 6% above the lowest, on new points at random t."""
@@ -173,19 +157,15 @@ def test_the_net_is_near_the_mean_of_eps(run):
         found = run.ns.net(torch.tensor(np.hstack([a * x + s * eps, t / 1000])).float()).double().numpy()
     assert 1 < ((found - eps) ** 2).mean() / ((exact - eps) ** 2).mean() < 1.06 and isinstance(run.ns.net, torch.nn.Module)
 
-
 def test_claims_figure_and_page(run):
     assert run.claims() == {"C1": True, "C2": True, "C3": True} and [n[1] for n in run.numbers().values()][:2] == [0.006, 1.25]
     page_agrees(NAME, run)
 
-
 def grid(ns):
     return np.array([[ns.panels[name] for name in row] for row in ("abc", "def", "ghi")])
 
-
 def cloud(ax, number=1):
     return torch.tensor(np.asarray(ax.lines[number].get_xydata()))
-
 
 def shown(ax, limit):
     """A panel's steps, and its distance divided by the noise's: the words and the color are checked against its two clouds."""
@@ -193,7 +173,6 @@ def shown(ax, limit):
     found = energy(cloud(ax), cloud(ax, 0)) / limit
     assert abs(max(found, 0) - float(distance)) < 0.008 + 0.001 * found and ax.lines[1].get_color() == f"tab:{'blue' if found < 1 else 'red'}"
     return int(steps), found
-
 
 def test_the_top_panel_is_bayes_rule_on_a_grid(run):
     step, x_u = run.ns.panels["s"], np.linspace(-4, 6, 501)  # x = 2, xt = -1, abar_prev = 0.49, beta = 0.36
@@ -204,7 +183,6 @@ def test_the_top_panel_is_bayes_rule_on_a_grid(run):
         assert np.abs(line.get_xydata() - np.stack([x_u, curve], 1)).max() < 1e-4
     labels = [text.get_text() for text in step.get_legend().get_texts()]
     assert [label.split()[0] for label in labels] == ["prior", "likelihood", "posterior"] and "$x_t=-1$" in step.get_title() and "$x=2$" in step.get_title()
-
 
 def test_all_printed_numbers_and_panels_are_replayed(pieces, lesson):
     """A net that is hardly trained, so that the numbers are large: the whole run once more, with the formula by hand."""
@@ -229,7 +207,6 @@ def test_all_printed_numbers_and_panels_are_replayed(pieces, lesson):
     for name, (value, bound) in run.numbers().items():
         assert abs(value - expected[name]) < 0.01 * abs(expected[name]) + 3e-4, (name, value, expected[name])
 
-
 def test_slider_moves_the_last_row_until_it_breaks(run):
     ns, axes = run.ns, grid(run.ns)
     fixed = [shown(ax, ns.limit) for ax in axes[:2].flat]
@@ -247,19 +224,16 @@ def test_slider_moves_the_last_row_until_it_breaks(run):
     assert [shown(ax, ns.limit) for ax in axes[:2].flat] == fixed and shown(axes[2, 0], ns.limit)[0] == 100
     assert fixed[0][1] > fixed[1][1] > fixed[2][1] and fixed[3][1] > fixed[4][1] > fixed[5][1]  # beta is best
 
-
 def test_break_all_samples_end_in_one_small_spot(lesson):
     run = lesson(NAME, "--var", "zero", "--iters", "300")
     assert run.claims() == {"C1": False, "C2": True, "C3": True} and run.numbers()["C1"][0] > 0.5
     assert "100 steps with zero match" in run.text and cloud(grid(run.ns)[2, 0]).std(0).max() < 0.15
-
 
 def test_same_seed_same_numbers_and_untrained_nets_fail(lesson, first_loss, limits):
     limits(NAME)
     a, b = (lesson(NAME, "--iters", "20", *seed) for seed in ([], ["--seed", "0"]))
     assert a.text == b.text and not a.claims()["C2"] and not a.claims()["C3"]
     assert first_loss(NAME, "--iters", "20", "--seed", "4294967295") not in a.text
-
 
 @pytest.mark.parametrize("flags", [
     ("--var", "gamma"), ("--iters", "0"), ("--iters", "9" * 21), ("--iters", "1.5"), ("--seed", "-1"), ("--seed", "9" * 21)])

@@ -173,6 +173,12 @@ def test_rows_show_training_images_noise_means_and_samples(run, images):
     said = [label.get_text() for label in run.ns.ax.get_yticklabels()]
     assert said == ["training data", "noise, 256 numbers", "1 step, no label", "1 step, label", "20 steps, 16 tokens of 48", "the same, 1 of 48"] and (run.ns.ax.get_yticks() == range(6)).all()
 
+def test_both_nets_train_at_the_same_rates(lesson, monkeypatch):
+    rates, step = [], torch.optim.Adam.step
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self))
+    lesson(NAME, "--iters", "4", "--seed", "7")
+    assert np.allclose(rates, 2 * [0.015, 0.01125, 0.0075, 0.00375])
+
 def test_breaks_and_same_seed_same_numbers(lesson, first_loss, limits):
     limits(NAME)
     assert lesson(NAME, "--dim", "8").claims() == {"C1": False, "C2": False}
