@@ -101,8 +101,8 @@ def velocity(net):  # appends the number t to every row of x (B, 2)
 eps = torch.randn_like(x)  # independent of x: at t = 0, v = E[x] - eps leads to the mean
 first = velocity(train(eps, x, args.iters))
 
-# Reflow pairs each eps with the end x of its path, and trains on straight lines between them. Now eps
-# decides x. So at t = 0, v is x - eps, and a single step leads to x.
+# Reflow pairs each eps with the end x of its path, and trains on the straight lines between them.
+# Now eps decides x. So at t = 0, v is x - eps, and a single step leads to x.
 ends = solve(first, eps, 10, rk4)[-1]  # (20000, 2), with 40 NFE, once
 second = velocity(train(eps, ends, args.iters))
 noise = torch.randn(2000, 2)
