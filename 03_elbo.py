@@ -49,7 +49,7 @@ NOISE = (1 - ABAR).sqrt()  # (T + 1,), how much eps there is in x_t
 # The chain rule of probability factors both backward. (q is Markov: given x_t, no later x matters.)
 #     p =    p(x_T)        p(x_{T-1} | x_T)       ...  p(x_1 | x_2)       p(x_0 | x_1)
 #     q =    q(x_T | x_0)  q(x_{T-1} | x_T, x_0)  ...  q(x_1 | x_2, x_0)
-# Each column with a p and a q subtracts a mean KL divergence, KL_t for the step from x_t (5):
+# In a column with both, the mean of log q - log p is a mean KL divergence, KL_t for x_t's step (5):
 #     ELBO = nearly 0      - KL_T                 ...  - KL_2             + E_q[log p(x_0 | x_1)]
 
 # --- The true step. By Bayes' rule, q(x_{t-1} | x_t, x_0) is proportional to q(x_t | x_{t-1}) times
