@@ -124,7 +124,7 @@ fig, ax = plt.subplots(figsize=(10, 6), layout="constrained")
 grid = ax.imshow([[0, 1]], "gray", extent=(0, 10, 5.5, -0.5))  # 0 is black, and 1 is white
 ax.set(title="Twenty steps sharpen images, if tokens can carry the noise", xticks=[])
 ax.set_yticks(range(6), ["training data", f"noise, {noise[0].numel()} numbers", "1 step, no label",
-    "1 step, label", f"20 steps, {len(net.position)} tokens of {dim}", f"the same, 1 of {dim}"])
+    "1 step, label", f"20 steps, {len(net.position)} tokens of {dim}", "the same, 1 token"])
 def draw(w, eps=noise[:10], y=y[:10]):  # one step from noise ends in the mean image: a blur
     rows = [images[(labels == y[:, None]).int().argmax(1)], eps, sample(net, eps, y, 1, 0)]
     rows += [sample(net, eps, y, 1), sample(net, eps, y, 20, w), sample(one_token, eps, y, 20, w)]

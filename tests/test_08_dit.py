@@ -171,7 +171,7 @@ def test_rows_show_training_images_noise_means_and_samples(run, images):
     means = [images.mean(0), images.view(4, 10, 1, 16, 16).mean(0).repeat(4, 1, 1, 1)]  # of all, of each digit
     assert all((row - mean).square().mean() < 0.03 for row, mean in zip(samples, means))
     said = [label.get_text() for label in run.ns.ax.get_yticklabels()]
-    assert said == ["training data", "noise, 256 numbers", "1 step, no label", "1 step, label", "20 steps, 16 tokens of 48", "the same, 1 of 48"] and (run.ns.ax.get_yticks() == range(6)).all()
+    assert said == ["training data", "noise, 256 numbers", "1 step, no label", "1 step, label", "20 steps, 16 tokens of 48", "the same, 1 token"] and (run.ns.ax.get_yticks() == range(6)).all()
 
 def test_both_nets_train_at_the_same_rates(lesson, monkeypatch):
     rates, step = [], torch.optim.Adam.step
